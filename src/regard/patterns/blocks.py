@@ -1,0 +1,257 @@
+"""Patterns given block by block or pair by pair: BigBird's, block layouts, masks and FlexAttention's mask functions."""
+
+from __future__ import annotations
+
+from itertools import count
+from weakref import WeakValueDictionary
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from regard.patterns.pattern import MaskMod, Pattern
+from regard.patterns.rules import AnyOf, Coordinate, Elementwise, Listed, Rule, Within
+from regard.patterns.sequence import _at_least
+
+_SEEDS_APART = 0x9E3779B9  # keeps the heads' streams of random numbers apart
+
+
+def _block_of(block: int) -> Coordinate:
+    return lambda b, h, x: x // block
+
+
+class BigBird(Pattern):
+    """Window, global and random blocks, per head (arXiv:2007.14062, the internal-global form).
+
+    Args:
+        block: tokens a block.
+        window: blocks around a query's own block (3 = one on each side).
+        globals: blocks that see all and are seen by all; first and last for 2, one more at the front for odd numbers.
+        random: further blocks drawn for each block of queries and each head.
+        seed: of the draw; or a saved table Long[H, blocks, random] of block numbers, -1 for none.
+
+    A drawn block is never one of the window or a global one, and none is drawn twice; as in the authors' code, the
+    second row of blocks does not draw the last but one and the last but one not the second.
+    """
+
+    by_head = True
+
+    def __init__(self, block: int, window: int, globals: int, random: int, seed: int | Tensor = 0) -> None:
+        self.block, self.window = _at_least("block", block, 1), _at_least("window", window, 1)
+        self.globals, self.random = _at_least("globals", globals, 0), _at_least("random", random, 0)
+        self.seed = seed
+        if isinstance(seed, Tensor):
+            if seed.ndim != 3 or seed.is_floating_point():
+                raise ValueError(f"a table of random blocks is Long[H, blocks, random], not {list(seed.shape)}")
+            self.heads = len(seed)
+        super().__init__(self.block, self.window, self.globals, self.random, seed)
+
+    def bind(self, n: int, m: int | None = None, heads: int | None = None) -> Pattern:
+        if heads is None:
+            raise ValueError(f"{self!r} draws its blocks for each head: say heads=")
+        blocks = -(-(n if m is None else m) // self.block)
+        if not isinstance(self.seed, Tensor):
+            return _BoundBigBird(self, self.draw(heads, blocks), blocks)
+        if self.seed.shape[1] != blocks:
+            raise ValueError(f"the table of random blocks has {self.seed.shape[1]} rows, and there are {blocks} blocks")
+        return _BoundBigBird(self, self.seed.long(), blocks)
+
+    def draw(self, heads: int, blocks: int) -> Int[Tensor, "H blocks random"]:
+        """A legal table from the seed, -1 where a row has fewer legal blocks than ``random``."""
+        row = torch.arange(blocks)
+        reach = self.window // 2
+        front, back = -(-self.globals // 2), self.globals // 2
+        first = torch.full((blocks,), front)
+        stop = torch.full((blocks,), max(blocks - back, front))
+        if front and back and blocks > 4:
+            stop[1] -= 1
+            first[-2] += 1
+        hole_start = (row - reach).clamp(min=first, max=stop)
+        hole_stop = (row + reach + 1).clamp(min=first, max=stop)
+        legal = (stop - first) - (hole_stop - hole_start)
+        table = torch.full((heads, blocks, self.random), -1)
+        for head in range(heads):
+            generator = torch.Generator().manual_seed(int(self.seed) + head * _SEEDS_APART)
+            chosen = _distinct(legal, self.random, generator)
+            place = chosen + first[:, None]
+            place = torch.where(place >= hole_start[:, None], place + (hole_stop - hole_start)[:, None], place)
+            table[head] = torch.where(chosen >= 0, place, -1)
+        return table
+
+
+def _distinct(legal: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` distinct numbers below each row's ``legal``, sorted, -1 first where there are not enough."""
+    chosen = torch.full((len(legal), count), -1)
+    for step in range(count):
+        left = legal - step
+        pick = (torch.rand(len(legal), generator=generator, dtype=torch.float64) * left.clamp(min=1)).long()
+        for earlier in chosen.sort(1).values.unbind(1):  # step over those already taken, smallest first
+            pick += ((earlier >= 0) & (pick >= earlier)).long()
+        chosen[:, step] = torch.where(left > 0, pick, -1)
+    return chosen.sort(1).values
+
+
+class _BoundBigBird(Pattern):
+    """BigBird with its table drawn for a number of blocks."""
+
+    by_head = True
+
+    def __init__(self, source: BigBird, table: Tensor, blocks: int) -> None:
+        self.source, self.table, self.blocks, self.heads = source, table, blocks, len(table)
+        super().__init__(source, table, blocks)
+
+    def rule(self) -> Rule:
+        reach, number = self.source.window // 2, _block_of(self.source.block)
+        window = Within(number, lambda b, h, i: number(b, h, i) - reach, lambda b, h, i: number(b, h, i) + reach)
+        front, back = -(-self.source.globals // 2), self.source.globals // 2
+
+        def is_global(b: Tensor, h: Tensor, x: Tensor) -> Tensor:
+            block = number(b, h, x)
+            return ((x >= 0) & ((block < front) | (block >= self.blocks - back))).long()
+
+        asks = Within(lambda b, h, j: torch.ones_like(j), lambda b, h, i: 1 - is_global(b, h, i), is_global)
+        told = Within(is_global, lambda b, h, i: torch.ones_like(i))
+        return AnyOf(window, asks, told, self._drawn(number))
+
+    def _drawn(self, number: Coordinate) -> Rule:
+        head, row, place = (self.table >= 0).nonzero(as_tuple=True)
+        entries = torch.stack([head, row, self.table[head, row, place]], 1)
+
+        def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            known = (row >= 0) & (row < self.blocks)
+            drawn = self.table.to(row.device)[h, row.clamp(0, self.blocks - 1)]
+            return known & (drawn == column[..., None]).any(-1)
+
+        return Listed(number, number, entries, member)
+
+
+class from_blocks(Pattern):  # noqa: N801  reads as the verb it is: from_blocks(layout, 16)
+    """A pair is allowed where its block's entry in the layout is true (DeepSpeed's layouts).
+
+    Args:
+        layout: Bool or 0/1 [H or 1, blocks of queries, blocks of keys].
+        block: rows and columns a block.
+    """
+
+    rectangular = True
+
+    def __init__(self, layout: Bool[Tensor, "H rows columns"] | Int[Tensor, "H rows columns"], block: int) -> None:
+        if layout.ndim != 3:
+            raise ValueError(f"a layout is [H or 1, blocks of queries, blocks of keys], not {list(layout.shape)}")
+        self.layout, self.block = layout, _at_least("block", block, 1)
+        self.heads = len(layout) if len(layout) > 1 else None
+        self.by_head = len(layout) > 1
+        super().__init__(layout, self.block)
+
+    def bind(self, n: int, m: int | None = None, heads: int | None = None) -> Pattern:
+        m = n if m is None else m
+        blocks = (-(-n // self.block), -(-m // self.block))
+        if self.layout.shape[1:] != blocks:
+            raise ValueError(
+                f"a layout of {list(self.layout.shape)} blocks of {self.block} does not cover {n} x {m}: "
+                f"that takes {blocks[0]} x {blocks[1]} blocks"
+            )
+        return _BoundBlocks(self, m - n)
+
+
+class _BoundBlocks(Pattern):
+    """A block layout for known sizes."""
+
+    def __init__(self, source: from_blocks, shift: int) -> None:
+        self.source, self.shift = source, shift
+        self.heads, self.by_head, self.rectangular = source.heads, source.by_head, True
+        super().__init__(source, shift)
+
+    def rule(self) -> Rule:
+        layout, number = self.source.layout.bool().cpu(), _block_of(self.source.block)
+
+        def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
+            return layout.to(row.device)[h if self.by_head else torch.zeros_like(h), row, column]
+
+        return Listed(lambda b, h, i: number(b, h, i - self.shift), number, layout.nonzero(), member)
+
+
+class from_mask(Pattern):  # noqa: N801
+    """The tensor says so: Bool[n, m], [H, n, m] or [B, H or 1, n, m], evaluated tile by tile in O(n m)."""
+
+    rectangular = True
+
+    def __init__(self, mask: Bool[Tensor, "*batch_heads n m"]) -> None:
+        if mask.dtype != torch.bool:
+            raise TypeError(f"a mask is bool, True where a pair takes part, not {mask.dtype}")
+        if not 2 <= mask.ndim <= 4:
+            raise ValueError(f"a mask is [n, m], [H, n, m] or [B, H or 1, n, m], not {list(mask.shape)}")
+        self.mask = mask
+        self.batch = len(mask) if mask.ndim == 4 else None
+        self.by_head = mask.ndim > 2 and mask.shape[-3] > 1
+        self.heads = mask.shape[-3] if self.by_head else None
+        super().__init__(mask)
+
+    def bind(self, n: int, m: int | None = None, heads: int | None = None) -> Pattern:
+        m = n if m is None else m
+        if self.mask.shape[-2:] != (n, m):
+            raise ValueError(f"a mask of {list(self.mask.shape)} does not fit {n} queries and {m} keys")
+        full = self.mask[(None,) * (4 - self.mask.ndim)]
+
+        def look_up(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            b = b if self.batch else torch.zeros_like(b)
+            h = h if self.by_head else torch.zeros_like(h)
+            return full.to(i.device)[b, h, i - (m - n), j]
+
+        return _BoundPredicate(self, look_up)
+
+
+_numbers = count()  # never used twice, unlike id(): text with a number may be kept in a cache
+_functions: WeakValueDictionary[int, from_mask_mod] = WeakValueDictionary()
+
+
+class from_mask_mod(Pattern):  # noqa: N801
+    """FlexAttention's ``mask_mod(b, h, q_idx, kv_idx)`` says so, asked for every pair once: O(n m).
+
+    Args:
+        mask_mod: elementwise over int64 tensors; the indices are rows and columns.
+        heads, batch: how many heads or sequences it tells apart; None where it ignores them.
+    """
+
+    rectangular = True
+
+    def __init__(self, mask_mod: MaskMod, heads: int | None = None, batch: int | None = None) -> None:
+        self.mask_mod_function, self.heads, self.batch, self.by_head = mask_mod, heads, batch, heads is not None
+        self.number = next(_numbers)
+        _functions[self.number] = self
+        super().__init__(mask_mod, heads, batch)
+
+    def text(self, start: int) -> str:
+        """A function has no text of its own: the pattern is found again by its number in this process."""
+        return f"from_mask_mod_by_number({self.number})"
+
+    def __repr__(self) -> str:
+        return f"from_mask_mod({getattr(self.mask_mod_function, '__name__', self.mask_mod_function)!s})"
+
+    def bind(self, n: int, m: int | None = None, heads: int | None = None) -> Pattern:
+        shift = (n if m is None else m) - n
+
+        def look_up(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            b, h, i, j = torch.broadcast_tensors(b, h, i - shift, j)
+            return self.mask_mod_function(b, h, i, j)
+
+        return _BoundPredicate(self, look_up)
+
+
+def from_mask_mod_by_number(number: int) -> from_mask_mod:
+    """The living pattern with this number, for text that travelled through an operator."""
+    if number not in _functions:
+        raise ValueError("the mask function of this pattern is no longer alive: keep the pattern while it is in use")
+    return _functions[number]
+
+
+class _BoundPredicate(Pattern):
+    """A mask or a mask function for known sizes."""
+
+    def __init__(self, source: Pattern, predicate: MaskMod) -> None:
+        self.source, self.predicate = source, predicate
+        self.heads, self.batch, self.by_head, self.rectangular = source.heads, source.batch, source.by_head, True
+        super().__init__(source, id(predicate))
+
+    def rule(self) -> Rule:
+        return Elementwise(self.predicate)

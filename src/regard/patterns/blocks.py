@@ -6,7 +6,7 @@ from itertools import count
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from regard.patterns.pattern import MaskMod, Pattern
@@ -135,7 +135,7 @@ class from_blocks(Pattern):  # noqa: N801  reads as the verb it is: from_blocks(
 
     rectangular = True
 
-    def __init__(self, layout: Bool[Tensor, "H rows columns"] | Int[Tensor, "H rows columns"], block: int) -> None:
+    def __init__(self, layout: Tensor, block: int) -> None:
         if layout.ndim != 3:
             raise ValueError(f"a layout is [H or 1, blocks of queries, blocks of keys], not {list(layout.shape)}")
         self.layout, self.block = layout, _at_least("block", block, 1)
@@ -176,7 +176,7 @@ class from_mask(Pattern):  # noqa: N801
 
     rectangular = True
 
-    def __init__(self, mask: Bool[Tensor, "*batch_heads n m"]) -> None:
+    def __init__(self, mask: Tensor) -> None:
         if mask.dtype != torch.bool:
             raise TypeError(f"a mask is bool, True where a pair takes part, not {mask.dtype}")
         if not 2 <= mask.ndim <= 4:

@@ -39,7 +39,7 @@ def look_into(rule: Rule, tiles: Tiles) -> tuple[Tensor, Tensor]:
     signature = [*rule.signature(tiles), queries.real.sum(1)[tiles.row], keys.real.sum(1)[tiles.column]]
     same = _number_rows(torch.stack([column.long() for column in signature], 1))
     first = torch.full((int(same.max()) + 1,), len(tiles)).scatter_reduce(0, same, torch.arange(len(tiles)), "amin")
-    seen: dict[bytes, int] = {}
+    seen: dict[tuple[int, ...], int] = {}
     masks: list[Tensor] = []
     number = torch.empty_like(first)
     step = max(1, _LOOK_AT_ONCE // queries.tile**2)
@@ -59,10 +59,11 @@ def _number_rows(rows: Tensor) -> Tensor:
     return (rows * weights).sum(1).unique(return_inverse=True)[1]
 
 
-def _fingerprints(inside: Tensor) -> list[bytes]:
-    """The bits of each mask, packed."""
-    packed = (inside.flatten(1).view(len(inside), -1, 8) * (2 ** torch.arange(8))).sum(-1).to(torch.uint8)
-    return [row.tobytes() for row in packed.numpy()]
+def _fingerprints(inside: Tensor) -> list[tuple[int, ...]]:
+    """A hash of 126 bits for each mask."""
+    weights = torch.randint(-(2**62), 2**62, (2, inside[0].numel()), generator=torch.Generator().manual_seed(2))
+    bits = inside.flatten(1).long()
+    return list(zip(*((bits * row).sum(1).tolist() for row in weights), strict=True))
 
 
 def _evaluate(rule: Rule, tiles: Tiles) -> Tensor:

@@ -150,11 +150,7 @@ class Pattern:
         """FlexAttention's ``mask_mod(b, h, q_idx, kv_idx)`` for these sizes; the indices are rows, not positions."""
         bound, m, offset = self._settle(n, m, heads, q_offset)
         rule = bound.rule()
-
-        def allowed(b: Tensor, h: Tensor, q_idx: Tensor, kv_idx: Tensor) -> Tensor:
-            return rule.allows(b, h, q_idx + offset, kv_idx)
-
-        return allowed
+        return lambda b, h, q_idx, kv_idx: rule.allows(b, h, q_idx + offset, kv_idx)
 
     def plan(
         self,

@@ -139,7 +139,7 @@ class Segments(Pattern):
         ids: the id of each position, Long[M], or Long[B, M] where sequences differ.
     """
 
-    def __init__(self, ids: Int[Tensor, "*B M"]) -> None:
+    def __init__(self, ids: Tensor) -> None:
         if ids.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"segment ids are int64 or int32, not {ids.dtype}")
         if ids.ndim not in (1, 2):

@@ -20,6 +20,10 @@ _CLASSES = {
 _WORDS = {**_CLASSES, "from_mask_mod_by_number": blocks.from_mask_mod_by_number}
 
 
+class _NotTextError(Exception):
+    """Something other than names of patterns, numbers, strings, tuples and & | ~; unlike a pattern's own refusal."""
+
+
 def from_spec(spec: str, tensors: Sequence[Tensor] = ()) -> Pattern:
     """The pattern that has this ``spec`` and these ``tensors``.
 
@@ -36,7 +40,7 @@ def from_spec(spec: str, tensors: Sequence[Tensor] = ()) -> Pattern:
     """
     try:
         found = _build(ast.parse(spec, mode="eval").body, tensors)
-    except (SyntaxError, KeyError, TypeError, IndexError) as error:
+    except (SyntaxError, KeyError, TypeError, IndexError, _NotTextError) as error:
         raise ValueError(f"not a pattern: {spec!r} ({error})") from error
     if not isinstance(found, Pattern):
         raise ValueError(f"not a pattern: {spec!r}")
@@ -57,4 +61,7 @@ def _build(node: ast.expr, tensors: Sequence[Tensor]) -> Any:
         case ast.Name(id=name):
             return tensors[int(name.removeprefix("t"))]
         case _:
-            return ast.literal_eval(node)
+            try:
+                return ast.literal_eval(node)
+            except ValueError as error:
+                raise _NotTextError(error) from error

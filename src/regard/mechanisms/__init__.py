@@ -1,0 +1,1 @@
+"""One file a mechanism; the file's name is the name it goes by in :func:`regard.create`."""

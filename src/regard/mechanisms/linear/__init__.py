@@ -1,0 +1,1 @@
+"""Kernels and states: attention in time linear in the length."""

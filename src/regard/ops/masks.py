@@ -1,0 +1,89 @@
+"""Sequences and their masks at the door: what does not fit is refused with the shapes and the rule."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def check_tokens(x: Tensor, dim: int, name: str = "x") -> None:
+    """Refuse what is no (batch, length, dim).
+
+    Raises:
+        ValueError: another shape.
+    """
+    if x.ndim != 3 or x.shape[-1] != dim:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (batch, length, {dim})")
+
+
+def check_mask(mask: Tensor | None, batch: int, length: int, name: str = "key_mask") -> None:
+    """Refuse a mask that is no Bool (batch, length); True = takes part.
+
+    Raises:
+        TypeError: another dtype; integers and floats have no agreed meaning.
+        ValueError: another shape.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} is {mask.dtype}: pass Bool, True for tokens that take part, e.g. {name}.bool()")
+    if mask.shape != (batch, length):
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens are {(batch, length)}: (batch, length)")
+
+
+def check_segments(segments: Tensor | None, batch: int, length: int) -> None:
+    """Refuse ids of documents that are no integers (batch, length).
+
+    Raises:
+        TypeError: no integers.
+        ValueError: another shape.
+    """
+    if segments is None:
+        return
+    if segments.is_floating_point() or segments.is_complex() or segments.dtype == torch.bool:
+        raise TypeError(f"segments is {segments.dtype}: pass integers, the same one for all tokens of a document")
+    if segments.shape != (batch, length):
+        raise ValueError(f"segments has shape {tuple(segments.shape)}, but the tokens are {(batch, length)}")
+
+
+def positions(tokens: Tensor, mask: Tensor | None = None, segments: Tensor | None = None) -> Int[Tensor, "#B N"]:
+    """The number of each real token among those of its document, from 0: what padding and neighbours do not move.
+
+    Args:
+        tokens: anything that starts (B, N).
+        mask: Bool (B, N), True for real tokens; the numbers of the others mean nothing.
+        segments: Int (B, N), one id a document.
+
+    Example:
+        >>> tokens = torch.zeros(1, 5)
+        >>> positions(tokens)
+        tensor([[0, 1, 2, 3, 4]])
+        >>> positions(tokens, torch.tensor([[False, True, True, True, True]]), torch.tensor([[7, 7, 7, 2, 2]]))
+        tensor([[0, 0, 1, 0, 1]])
+    """
+    if mask is None and segments is None:
+        return torch.arange(tokens.shape[1], device=tokens.device)[None]
+    real = torch.ones(tokens.shape[:2], device=tokens.device, dtype=torch.long) if mask is None else mask.long()
+    if segments is None:
+        return (real.cumsum(-1) - 1).clamp(min=0)
+    segments, order = torch.sort(segments, dim=-1, stable=True)
+    real = real.gather(-1, order)
+    count = real.cumsum(-1)
+    first = torch.ones_like(segments, dtype=torch.bool)
+    first[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    earlier = torch.where(first, count - real, 0).cummax(-1).values  # real tokens of the documents sorted before
+    return torch.zeros_like(count).scatter(-1, order, (count - earlier - 1).clamp(min=0))
+
+
+def from_key_padding_mask(key_padding_mask: Tensor) -> Bool[Tensor, "B M"]:
+    """Our ``key_mask`` from the ``key_padding_mask`` of ``torch.nn``, where True means: leave this key out; (B, M).
+
+    Raises:
+        TypeError: a float mask; what it adds to the scores is no statement about which keys are real.
+
+    Example:
+        >>> from_key_padding_mask(torch.tensor([[False, False, True]]))
+        tensor([[ True,  True, False]])
+    """
+    if key_padding_mask.dtype != torch.bool:
+        raise TypeError(f"key_padding_mask is {key_padding_mask.dtype}: pass Bool, e.g. key_padding_mask == -math.inf")
+    return ~key_padding_mask

@@ -145,6 +145,15 @@ def test_plans_are_remembered_by_value_and_never_for_changed_tensors():
     assert cache.get(Causal() & Window(3), 40, 40, 4, None, 8) is not first, "the oldest plan should have been dropped"
 
 
+def test_plans_of_inference_tensors_are_not_remembered():
+    cache = PlanCache()
+    with torch.inference_mode():
+        ids = torch.tensor([0] * 20 + [1] * 20)
+        before = cache.get(Segments(ids), 40, 40, 4, None, 8).pairs
+        ids[10:20] = 1
+        assert cache.get(Segments(ids), 40, 40, 4, None, 8).pairs == 10 * 10 + 30 * 30 != before
+
+
 def test_bigbird_counts_a_block_once():
     plan = BigBird(16, 3, 2, 3).plan(512, heads=4)
     assert plan.density == pytest.approx(BigBird(16, 3, 2, 3).dense(512, heads=4).float().mean().item())

@@ -133,6 +133,8 @@ class PlanCache:
         self, pattern: Pattern, n: int, m: int, heads: int | None, q_offset: int | None, tile: int, reorder: bool = True
     ) -> Plan:
         """``pattern.plan(...)``, remembered; the tensors are kept alive with their plan, so identity is safe."""
+        if any(t.is_inference() for t in pattern.tensors):  # they do not tell when they are written to
+            return pattern.plan(n, m, heads, q_offset, tile, reorder)
         tensors = tuple((id(t), t._version) for t in pattern.tensors)
         key = (pattern.spec, tensors, n, m, heads if pattern.by_head else None, q_offset, tile, reorder)
         with self._lock:

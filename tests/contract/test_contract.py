@@ -1,0 +1,208 @@
+"""The contract itself: for every test in it there is a fault that makes it fail."""
+
+import functools
+
+import pytest
+import torch
+
+import regard
+import regard.layers
+from regard.layers import MultiHead
+from regard.mechanisms.linear.linear_transformer import LinearTransformer
+from regard.mechanisms.multi_head import ScaledDotProduct
+from regard.registry import UnsupportedError
+from tests.contract import test_lifecycle as lifecycle
+from tests.contract import test_masks as masks
+from tests.contract import test_rules as rules
+from tests.contract import test_shapes as shapes
+from tests.contract.cases import CASES
+
+
+def around(cls, name, change):
+    """Replace a method by ``change(original, self, ...)``."""
+    original = getattr(cls, name)
+
+    @functools.wraps(original)
+    def method(self, *arguments, **options):
+        return change(functools.partial(original, self), self, *arguments, **options)
+
+    return cls, name, method
+
+
+def instead(owner, name, function):
+    return owner, name, function
+
+
+def adds(cls, value):
+    return around(cls, "forward", lambda forward, self, *a, **k: forward(*a, **k) + value)
+
+
+def drops(cls, *names):
+    def change(forward, self, *arguments, **options):
+        return forward(*arguments, **{name: value for name, value in options.items() if name not in names})
+
+    return around(cls, "forward", change)
+
+
+def with_extra(make):
+    def change(init, self, *arguments, **options):
+        init(*arguments, **options)
+        self.extra = make()
+
+    return around(MultiHead, "__init__", change)
+
+
+def times_extra(forward, self, *arguments, **options):
+    return forward(*arguments, **options) * self.extra
+
+
+def uncausal(forward, self, *arguments, **options):
+    self.causal = False
+    out = forward(*arguments, **options)
+    self.causal = True
+    return out
+
+
+def starts_large(init, self, *arguments, **options):
+    init(*arguments, **options)
+    with torch.no_grad():
+        for parameter in self.parameters():
+            parameter.mul_(100)
+
+
+def strangely_named(forward, self, *arguments, return_aux=False, **options):
+    y = forward(*arguments, **options)
+    return (y, {"entropy": y.sum()}) if return_aux else y
+
+
+def eats_options(create, name, **options):
+    return create(name, **{key: value for key, value in options.items() if key != "no_such_option"})
+
+
+def refuses_bluntly(create, name, **options):
+    if "attn_drop" in options:
+        raise UnsupportedError("no")
+    return create(name, **options)
+
+
+def nothing(*arguments, **options):
+    return None
+
+
+def same(x, *arguments):
+    return x
+
+
+def another(self, memo):
+    return regard.create("linear_transformer", dim=12, num_heads=3, causal=True).eval()
+
+
+FAULTS = {
+    "looks ahead": (
+        [around(LinearTransformer, "forward", uncausal)],
+        lambda case: rules.test_rule(case, "causality"),
+    ),
+    "no causal sample": (
+        [instead(rules, "LAYERS", [case for case in CASES if str(case) == "linear_transformer-0-layer"])],
+        lambda case: rules.test_every_claim_is_put_to_the_test(case.name),
+    ),
+    "returns float32": (
+        [around(MultiHead, "forward", lambda forward, self, *a, **k: forward(*a, **k).float())],
+        shapes.test_a_layer_keeps_shape_and_dtype,
+    ),
+    "a parameter where nobody asked": (
+        [with_extra(lambda: torch.nn.Parameter(torch.zeros(1)))],
+        shapes.test_parameters_are_made_where_asked,
+    ),
+    "half a gradient": (
+        [around(LinearTransformer, "forward", lambda forward, self, q, k, v, **o: forward(q, k, v.detach(), **o))],
+        shapes.test_gradcheck,
+    ),
+    "forgets to reset": (
+        [instead(MultiHead, "reset_parameters", nothing)],
+        shapes.test_reset_parameters_draws_everything_as_the_constructor_does,
+    ),
+    "starts too large": (
+        [around(MultiHead, "__init__", starts_large)],
+        shapes.test_initialisation_keeps_signals_in_range,
+    ),
+    "crops the context": (
+        [around(LinearTransformer, "forward", lambda f, self, q, k, v, **o: f(q, k[:, :, -9:], v[:, :, -9:]))],
+        lambda case: masks.test_cross_attention(case, "padding right"),
+    ),
+    "padding gets in": ([instead(regard.layers, "_hide", same)], masks.test_padding_may_hold_anything),
+    "documents mix": ([drops(MultiHead, "segments")], masks.test_documents_do_not_see_each_other),
+    "something from nothing": (
+        [adds(LinearTransformer, 1e-3)],
+        lambda case: masks.test_a_query_that_sees_nothing_gives_zero_and_gets_no_gradient(core_of(case)),
+    ),
+    "a layer from nothing": (
+        [adds(LinearTransformer, 1e-3)],
+        masks.test_an_empty_sequence_gives_what_the_layer_makes_of_zero,
+    ),
+    "copies another": (
+        [instead(MultiHead, "__deepcopy__", another)],
+        lambda case: lifecycle.test_a_copy_computes_the_same(case, lifecycle.copy.deepcopy),
+    ),
+    "unsaved state": (
+        [with_extra(lambda: torch.rand(())), around(MultiHead, "forward", times_extra)],
+        lifecycle.test_a_state_dict_carries_everything,
+    ),
+    "a length in the graph": (
+        [around(MultiHead, "forward", lambda forward, self, x, **o: forward(x, **o) * int(str(int(x.shape[1]))))],
+        lambda case: lifecycle.test_export_with_dynamic_length(case, False),
+    ),
+    "other randomness": ([drops(ScaledDotProduct, "generator")], lifecycle.test_a_generator_decides_every_draw),
+    "eats options": (
+        [instead(regard, "create", functools.partial(eats_options, regard.create))],
+        lifecycle.test_unknown_options_are_refused,
+    ),
+    "refuses bluntly": (
+        [instead(regard, "create", functools.partial(refuses_bluntly, regard.create))],
+        lambda case: lifecycle.test_refusals_say_why(case, "attn_drop"),
+    ),
+    "takes any mask": (
+        [instead(regard.layers, "check_mask", nothing)],
+        lambda case: lifecycle.test_wrong_masks_are_refused(case, "key_mask"),
+    ),
+    "takes any width": ([instead(regard.layers, "check_tokens", nothing)], lifecycle.test_wrong_widths_are_refused),
+    "streams what it cannot": (
+        [instead(LinearTransformer, "memory", nothing)],
+        lambda case: lifecycle.test_streaming_is_refused_where_it_would_be_wrong(free_of(case)),
+    ),
+    "tells strange names": (
+        [around(MultiHead, "forward", strangely_named)],
+        lifecycle.test_aux_is_a_flat_dict_of_named_tensors,
+    ),
+}
+DROPPING = ("other randomness",)
+
+
+def named(text):
+    return next(case for case in CASES if str(case) == text)
+
+
+def core_of(case):
+    return named(f"{case.name}-{case.index}-core")
+
+
+def free_of(case):
+    return named(f"{case.name}-0-layer")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_is_found(fault, monkeypatch):
+    patches, contract = FAULTS[fault]
+    case = named("multi_head-1-layer" if fault in DROPPING else "linear_transformer-1-layer")
+    contract(case)  # passes without the fault
+    for patch in patches:
+        monkeypatch.setattr(*patch, raising=False)
+    with pytest.raises((Exception, pytest.fail.Exception)):
+        contract(case)
+
+
+def test_no_test_is_left_out():
+    tests = {name for module in (rules, shapes, masks, lifecycle) for name in vars(module) if name.startswith("test_")}
+    exempt = {"test_a_context_is_refused", "test_unknown_names_name_the_nearest"}  # they need another kind of case
+    used = {name for _, contract in FAULTS.values() for name in (contract.__name__, *contract.__code__.co_names)}
+    assert tests - exempt == tests & used

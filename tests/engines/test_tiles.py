@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from regard.engines import dense, tile_lanes, tile_layout, tiles
+from regard.engines import dense, tile_lanes, tile_layout, tile_schedule, tiles
 from regard.engines.problem import Problem, Shared
 from regard.patterns import BigBird, Causal, Columns, Full, Global, PerHead, Segments, Strided, Window
 from regard.scores import Bias, Dot, Relative, Slope, SoftCap
@@ -74,13 +74,15 @@ def test_masks_and_terms_together(pattern):
 def test_rows_too_long_for_one_lane_are_joined(pattern, monkeypatch):
     monkeypatch.setattr(tile_lanes, "WIDEST", 2 * tiles.TILE**2)
     tile_lanes.lanes.cache_clear()
+    tile_schedule._schedule.cache_clear()
     agree(problem(pattern, n=400))
     tile_lanes.lanes.cache_clear()
+    tile_schedule._schedule.cache_clear()
 
 
 @pytest.mark.parametrize("at_once", [1, 1 << 30])
 def test_results_do_not_depend_on_the_size_of_chunks(at_once, monkeypatch):
-    monkeypatch.setitem(tile_layout._AT_ONCE, "cpu", at_once)
+    monkeypatch.setitem(tile_schedule._AT_ONCE, "cpu", at_once)
     agree(problem(Window(70) | Global(1), n=300))
     agree(problem(Segments(torch.tensor([[0] * 100 + [1] * 200, [0] * 300])), n=300))
 
@@ -91,7 +93,7 @@ def test_bands_are_read_as_views():
     assert sum(len(lane.row) * lane.width for lane in bands) == len(part.column)
     layout = tile_layout.Layout(problem(Causal() & Window(256), n=2048, heads=2, groups=2, batch=1), part)
     keys = layout.cut_keys(layout.problem.key)
-    chunk = next(chunk for chunk in layout.chunks() if len(chunk.lane.row) > 1)
+    chunk = next(chunk for chunk in layout.schedule.chunks if len(chunk.lane.row) > 1)
     assert chunk.keys(keys).untyped_storage().data_ptr() == keys.untyped_storage().data_ptr()
 
 

@@ -77,18 +77,18 @@ def test_strided_halos_and_empty_sizes():
 @pytest.mark.parametrize(
     ("pattern", "n", "orders"),
     [
-        (Causal() & Strided(64), 4096, {"residue 64"}),
-        (Causal() & (Window(64, 0) | Strided(64)), 4096, {"natural", "residue 64"}),
-        (Columns((64, 64)), 4096, {"axis (64, 64) 0"}),
-        (CrissCross((64, 64)), 4096, {"natural", "axis (64, 64) 0"}),
-        (Causal() & Fixed(128, 8), 4096, {"natural", "summary 128 8"}),
-        (Window(256), 4096, {"natural"}),
+        (Causal() & Strided(64), 4096, ["residue 64"]),
+        (Causal() & (Window(64, 0) | Strided(64)), 4096, ["natural", "residue 64"]),
+        (Columns((64, 64)), 4096, ["axis (64, 64) 0"]),
+        (CrissCross((64, 64)), 4096, ["axis (64, 64) 0", "natural"]),
+        (Causal() & Fixed(128, 8), 4096, ["natural", "summary 128 8"]),
+        (Window(256), 4096, ["natural"]),
     ],
     ids=repr,
 )
 def test_sparse_patterns_become_dense_in_their_order(pattern, n, orders):
     plan = pattern.plan(n)
-    assert {part.order for part in plan.parts} == orders
+    assert sorted(part.order for part in plan.parts) == orders
     assert plan.tiles * 64 * 64 <= 2.6 * plan.pairs, "more than 2.6 computed pairs for each allowed one"
 
 

@@ -7,15 +7,12 @@ import sys
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from regard.engines import dense, flex, sdpa, tiles
 from regard.engines.calls import Calls
 from regard.engines.joining import merge
 from regard.engines.operators import operators
 from regard.engines.problem import Engine, Problem, Request, Serves
-from regard.engines.tile_lanes import lanes
-from regard.engines.transforms import outside
 from regard.registry import UnsupportedError
 
 __all__ = [
@@ -38,16 +35,9 @@ ORDER = {"cuda": ("sdpa", "flex", "tiles")}
 ORDER_ELSEWHERE = ("sdpa", "tiles")
 
 
-def _tiled(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The composite of every engine that has none of its own; plans are made outside of any transform first."""
-    with outside():
-        for part in tiles.plan_of(problem).parts:
-            lanes(part)
-    return tiles.composite(problem)
-
-
+# Engines without a composite of their own borrow that of tiles.
 CALLS: dict[str, Calls] = {
-    name: operators(name, engine, dense.composite if name == "dense" else _tiled) for name, engine in ENGINES.items()
+    name: operators(name, engine, getattr(engine, "composite", tiles.composite)) for name, engine in ENGINES.items()
 }
 
 

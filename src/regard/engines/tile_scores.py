@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regard.engines.problem import Problem, Shared
-from regard.engines.tile_layout import Chunk, Layout
+from regard.engines.tile_layout import Layout
+from regard.engines.tile_schedule import Chunk
 
 _PARTS_APART = 1 << 32  # keeps the streams of random numbers of different parts apart
 
@@ -56,10 +57,10 @@ class TileScores:
         """The batch entries, heads and rows of a chunk."""
         layout, lane, device = self.layout, chunk.lane, self.query.device
         rows = len(lane.row)
-        batch = layout.batch[chunk.unit].repeat_interleave(rows).view(-1, 1, 1, 1)
-        head = layout.head[chunk.unit].repeat_interleave(rows, 0)[:, :, None, None]
-        query_row = layout.query_row[lane.row].repeat(len(chunk.unit), 1)[:, None, :, None]
-        key_row = layout.key_row[lane.column].flatten(1).repeat(len(chunk.unit), 1)[:, None, None, :]
+        batch = layout.schedule.batch[chunk.unit].repeat_interleave(rows).view(-1, 1, 1, 1)
+        head = layout.schedule.head[chunk.unit].repeat_interleave(rows, 0)[:, :, None, None]
+        query_row = layout.schedule.query_row[lane.row].repeat(len(chunk.unit), 1)[:, None, :, None]
+        key_row = layout.schedule.key_row[lane.column].flatten(1).repeat(len(chunk.unit), 1)[:, None, None, :]
         return Place(*(t.to(device) for t in (batch, head, query_row, key_row)))
 
     def term_rows(self, chunk: Chunk) -> list[Tensor]:

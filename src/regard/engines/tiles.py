@@ -14,8 +14,10 @@ from torch import Tensor
 
 from regard.engines.joining import merge
 from regard.engines.problem import Gradients, Problem, Request, Serves, Shared, widen
-from regard.engines.tile_layout import Chunk, Layout
+from regard.engines.tile_layout import Layout
+from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import Place, TileScores, dropout_scale, mask_index, row_index
+from regard.engines.transforms import outside
 from regard.patterns.plan import Part, Plan, plans
 
 TILE = 64
@@ -68,7 +70,7 @@ def _forward(layout: Layout, number: int) -> tuple[Tensor, Tensor]:
     value = layout.cut_keys(layout.problem.value.to(layout.problem.wide))
     out = value.new_zeros(*scores.query.shape[:3], value.shape[-1])
     lse = value.new_full(out.shape[:3], -torch.inf)
-    for chunk in layout.chunks():
+    for chunk in layout.schedule.chunks:
         weights = scores(chunk)
         most = weights.amax(-1)
         empty = most == -torch.inf
@@ -167,9 +169,10 @@ def _backward(layout: Layout, number: int, grad_out: Tensor, mean: Tensor, lse: 
     problem, scores = layout.problem, TileScores(layout)
     value = layout.cut_keys(problem.value.to(problem.wide))
     rows_out, rows_mean, rows_lse = (layout.cut_queries(t) for t in (grad_out, mean, lse))
-    rows_lse = rows_lse.masked_fill(layout.padding.to(lse.device), torch.inf)  # padding gets no weight, so no gradient
+    padding = layout.schedule.padding.to(lse.device)
+    rows_lse = rows_lse.masked_fill(padding, torch.inf)  # no weight, hence no gradient
     grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (scores.query, scores.key, value))
-    for chunk in layout.chunks():
+    for chunk in layout.schedule.chunks:
         chunk_out, query = chunk.queries(rows_out), chunk.queries(scores.query)
         weights, undo_terms = _logits(scores, chunk, sums)
         weights = weights.sub_(chunk.queries(rows_lse)[..., None]).exp_()
@@ -217,10 +220,12 @@ def composite(problem: Problem) -> tuple[Tensor, Tensor]:
     """out and lse in differentiable torch operations: for forward-mode tangents and gradients of gradients."""
     outs: list[Tensor] = []
     lses: list[Tensor] = []
-    for number, part in enumerate(plan_of(problem).parts):
-        for out, lse in _spans(Layout(problem, part), number):
-            outs.append(_on_all_heads(out, part, problem))
-            lses.append(_on_all_heads(lse, part, problem, -torch.inf))
+    with outside():  # plans and schedules are remembered: no transform may leave its mark on them
+        layouts = [Layout(problem, part) for part in plan_of(problem).parts]
+    for number, layout in enumerate(layouts):
+        for out, lse in _spans(layout, number):
+            outs.append(_on_all_heads(out, layout.part, problem))
+            lses.append(_on_all_heads(lse, layout.part, problem, -torch.inf))
     if not outs:
         nothing = problem.query.to(problem.wide).sum(-1, keepdim=True) * 0.0
         nothing = nothing.expand(*problem.query.shape[:3], problem.value.shape[-1])
@@ -234,7 +239,7 @@ def _spans(layout: Layout, number: int) -> Iterator[tuple[Tensor, Tensor]]:
     scores = TileScores(layout)
     value = layout.cut_keys(layout.problem.value.to(layout.problem.wide))
     by_span: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for chunk in layout.chunks():
+    for chunk in layout.schedule.chunks:
         weights, lse = _softmax(scores(chunk))
         dropped = dropout_scale(layout.problem, weights, number, chunk.number)
         out = torch.bmm(weights if dropped is None else weights * dropped, chunk.keys(value))
@@ -261,10 +266,10 @@ def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _place(places: Tensor, rows: Tensor, layout: Layout, absent: float) -> Tensor:
     """Rows of tiles brought to their places, (U, rows of tiles, ...), ``absent`` where there is none."""
-    source = torch.full((layout.units * layout.part.rows,), len(places))
+    source = torch.full((layout.schedule.units * layout.part.rows,), len(places))
     source[places] = torch.arange(len(places))
     rows = torch.cat([rows, rows.new_full((1, *rows.shape[1:]), absent)])
-    return rows[source.to(rows.device)].unflatten(0, (layout.units, layout.part.rows))
+    return rows[source.to(rows.device)].unflatten(0, (layout.schedule.units, layout.part.rows))
 
 
 def _on_all_heads(rows: Tensor, part: Part, problem: Problem, absent: float = 0.0) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from regard.attention import attend, merge
 from regard.memory import KeyValueCache, StaticCache
+from regard.ops.caches import empty_cache
 from regard.patterns import Causal, Full, Segments
 from regard.registry import Card, Core, Sample, UnsupportedError, register
 
@@ -102,9 +103,7 @@ class ScaledDotProduct(Core):
         """An empty cache of keys and values that grows, or one of ``static`` slots that is overwritten."""
         if not self.causal:
             raise UnsupportedError("multi_head streams only with causal=True: here every query sees all keys")
-        if static is None:
-            return KeyValueCache.start(batch, num_kv_heads, head_dim, value_dim, device=device, dtype=dtype)
-        return StaticCache.start(batch, num_kv_heads, static, head_dim, value_dim, device=device, dtype=dtype)
+        return empty_cache(batch, num_kv_heads, head_dim, value_dim, static=static, device=device, dtype=dtype)
 
     def stream(
         self, q: Tensor, k: Tensor, v: Tensor, memory: KeyValueCache | StaticCache

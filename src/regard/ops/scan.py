@@ -35,12 +35,11 @@ def causal_products(
     """
     n = q.shape[-2]
     chunk = 1 if n == 1 else chunk
-    pad = -n % chunk
-    if torch.compiler.is_compiling():  # one graph for every length needs a rest and two chunks at every length
-        pad += chunk
-    if pad:
+    # one graph for every length needs padding and two chunks at every length
+    chunks = n // chunk + 2 if torch.compiler.is_compiling() else -(-n // chunk)
+    if pad := chunks * chunk - n:
         q, k, v = (F.pad(t, (0, 0, 0, pad)) for t in (q, k, v))
-    q, k, v = (t.unflatten(-2, (-1, chunk)) for t in (q, k, v))  # (B, H, T, c, .)
+    q, k, v = (t.reshape(*t.shape[:2], chunks, chunk, t.shape[-1]) for t in (q, k, v))
     states, sums = _exclusive(before.state, k.mT @ v), _exclusive(before.normaliser, k.sum(-2))
     weights = (q @ k.mT).tril()
     out = weights @ v + q @ states[:, :, :-1]

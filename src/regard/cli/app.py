@@ -1,0 +1,176 @@
+"""The commands: what they are called, what they take, and which function does the work."""
+
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+app = typer.Typer(
+    name="regard",
+    help="Every published attention mechanism in one place, and a race between them on your own text.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.command()
+def race(
+    files: Annotated[
+        list[str] | None, typer.Argument(help="Files or directories, any bytes; without them the default text.")
+    ] = None,
+    task: Annotated[
+        Literal["lm", "classify"] | None,
+        typer.Option(help="Predict the next byte (lm), or name the class of a text (classify). [default: lm]"),
+    ] = None,
+    mechanisms: Annotated[
+        list[str] | None,
+        typer.Option(help="all, causal, or NAME or NAME:option=value,..., with commas between. [default: causal; all]"),
+    ] = None,
+    length: Annotated[int | None, typer.Option(help="Bytes per sequence. [default: 2048]")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Training time of each entrant, such as 60s or 2m. [default: 25s]")
+    ] = None,
+    ngram: Annotated[
+        int | None, typer.Option(help="Bytes that each position reads at the input; 1: only its own. [default: 4]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of each entrant, instead of a time.")] = None,
+    dim: Annotated[int | None, typer.Option(help="Width of the Transformer. [default: 128]")] = None,
+    depth: Annotated[int | None, typer.Option(help="Blocks. [default: 2]")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Heads. [default: 4]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences per step. [default: 1]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.003]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of shared weights and data order. [default: 0]")] = None,
+    device: Annotated[
+        Literal["auto", "cpu"] | None, typer.Option(help="An accelerator if there is one, or never. [default: auto]")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder for results. [default: a new regard-race, regard-race-2, ...]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the interrupted race in the folder.")] = False,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="Seconds instead of minutes: a tiny race on a built-in text.")
+    ] = False,
+) -> None:
+    """Train the same small Transformer once per mechanism on your text, and see which attention suits it."""
+    with _plain_errors():
+        from regard.cli.display import Display
+        from regard.race.event import hold_race
+        from regard.train.budget import parse_seconds
+
+        given: dict[str, Any] = {
+            "files": tuple(files) if files else None,
+            "smoke": smoke or None,
+            "task": task,
+            "mechanisms": tuple(mechanisms) if mechanisms else None,
+            "length": length,
+            "ngram": ngram,
+            "seconds": None if budget is None else parse_seconds(budget),
+            "steps": steps,
+            "dim": dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "batch": batch,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "device": device,
+        }
+        display = Display()
+        results, folder = hold_race(given, display, out=out, resume=resume)
+        display.finish(results, folder)
+    if results["interrupted"]:
+        raise typer.Exit(130)
+    if not results["verdict"]["pick"]:
+        raise typer.Exit(1)
+
+
+@app.command("list")
+def list_(
+    data: Annotated[
+        Literal["sequence", "map", "set", "pair"] | None, typer.Option(help="Only those that run on this.")
+    ] = None,
+    causal: Annotated[
+        bool | None, typer.Option(help="Only those that can be causal, or only those that cannot.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only those of this family, such as linear.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """The mechanisms in a table."""
+    with _plain_errors():
+        from regard.cli.catalogue import print_list
+
+        print_list(data=data, causal=causal, family=family, as_json=as_json)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A mechanism; regard list names them.")],
+    png: Annotated[Path | None, typer.Option(help="Draw the pattern into this file instead of the terminal.")] = None,
+    length: Annotated[int, typer.Option(help="Positions of the picture.")] = 1024,
+    causal: Annotated[bool | None, typer.Option(help="The causal form. [default: where there is one]")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(help="An option of the mechanism: name=value; may be repeated.")
+    ] = None,
+) -> None:
+    """A mechanism's card: paper, formula, cost, and a picture of its pattern."""
+    with _plain_errors():
+        from regard.cli.catalogue import print_card
+
+        print_card(name, png=png, length=length, causal=causal, options=option or [])
+
+
+@app.command()
+def doctor() -> None:
+    """Versions, engines, threads, what is missing and how to get it."""
+    with _plain_errors():
+        from regard.cli.doctor import print_doctor
+
+        print_doctor()
+
+
+@app.command()
+def check(
+    spec: Annotated[
+        str, typer.Argument(metavar="PATH.py:Class", help="An nn.Module class, or a function that makes one.")
+    ],
+    option: Annotated[
+        list[str] | None, typer.Option(help="A constructor argument: name=value; may be repeated.")
+    ] = None,
+    inputs: Annotated[str | None, typer.Option(help="Shapes of the inputs, such as 2x17x32.")] = None,
+    causal: Annotated[
+        Literal["strict", "selection"] | None, typer.Option(help="Hold it to this; without it leaks are only reported.")
+    ] = None,
+    mask_name: Annotated[str, typer.Option(help="What forward calls the mask of real positions.")] = "key_mask",
+    mask_true: Annotated[Literal["keep", "drop"], typer.Option(help="What True means in that mask.")] = "keep",
+    time_dim: Annotated[int, typer.Option(help="The axis of time in the inputs.")] = 1,
+) -> None:
+    """Look for causal leaks, padding leaks and other broken promises in any nn.Module; exit code 1 if one is found."""
+    with _plain_errors():
+        from regard.inspect.loading import check_path
+
+        report = check_path(
+            spec, option or (), inputs, causal=causal, mask_name=mask_name, mask_true=mask_true, time_dim=time_dim
+        )
+    print(report)
+    raise typer.Exit(0 if report.ok else 1)
+
+
+@contextmanager
+def _plain_errors() -> Generator[None]:
+    """Turn what the user did wrong into one line and exit code 2; defects of ours keep their traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise typer.Exit(0) from None
+    except ModuleNotFoundError:
+        raise
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"regard: {' '.join(str(error).split())}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    except KeyboardInterrupt:
+        print("regard: stopped", file=sys.stderr)
+        raise typer.Exit(130) from None

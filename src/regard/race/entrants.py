@@ -1,0 +1,174 @@
+"""Who races: names and variants from the command line, and the reasons of those who cannot."""
+
+import ast
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from regard.factory import card, create, names
+from regard.race.settings import Settings
+from regard.registry import Card
+from regard.tasks.documents import InputError
+
+YARDSTICK = "full"
+_ALIASES = {"multi_head": YARDSTICK}
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One mechanism with its options.
+
+    Attributes:
+        name: the registry name ("full" for plain multi-head attention).
+        options: what differs from the mechanism's defaults.
+    """
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def label(self) -> str:
+        """As it is written on the command line."""
+        return self.name + "".join(
+            f"{',' if number else ':'}{option}={_plain(value)}"
+            for number, (option, value) in enumerate(self.options.items())
+        )
+
+    @property
+    def slug(self) -> str:
+        """As it is written in a file name."""
+        return re.sub(r"[^\w.=-]+", "_", self.label)
+
+    @property
+    def card(self) -> Card:
+        """The mechanism's card."""
+        return card(self.name)
+
+    def mark(self, task: str) -> str:
+        """What must be said wherever the entrant is named."""
+        selects = task == "lm" and self.card.causal == "selection"
+        return "causal by selection only: which keys are picked depends on later bytes" if selects else ""
+
+    def arguments(self, settings: Settings) -> dict[str, Any]:
+        """The arguments of ``regard.create`` that this race uses."""
+        shared = {"dim": settings.dim, "num_heads": settings.num_heads, "max_length": settings.length}
+        return {**shared, "causal": settings.task == "lm", **self.options}
+
+    def call(self, settings: Settings) -> str:
+        """The exact call that makes this entrant's attention."""
+        arguments = "".join(f", {name}={value!r}" for name, value in self.arguments(settings).items())
+        return f'regard.create("{self.name}"{arguments})'
+
+
+@dataclass(frozen=True)
+class Field:
+    """Everybody who was asked for: those who race, and (name, reason) of those who cannot."""
+
+    entrants: tuple[Entrant, ...]
+    absent: tuple[tuple[str, str], ...]
+
+
+def choose(settings: Settings) -> Field:
+    """Resolve ``settings.mechanisms``; the yardstick comes first, whether it was named or not.
+
+    Raises:
+        InputError: an unknown name, a variant that the mechanism refuses, or sizes that suit nobody.
+    """
+    wanted = parse(settings.mechanisms or ("causal" if settings.task == "lm" else "all",))
+    entrants, absent = [Entrant(YARDSTICK)], list[tuple[str, str]]()
+    for word in wanted:
+        group = word.name in ("all", "causal") and not word.options
+        for entrant in _group(word.name) if group else [_known(word)]:
+            reason = _obstacle(entrant, settings)
+            if not reason:
+                entrants.append(entrant)
+            elif entrant.options:
+                raise InputError(f"{entrant.label} cannot race: {reason}")
+            else:
+                absent.append((entrant.label, reason))
+    unique = {entrant.label: entrant for entrant in entrants}
+    if yardstick := _obstacle(unique[YARDSTICK], settings):
+        raise InputError(f"{YARDSTICK} cannot race: {yardstick}")
+    return Field(tuple(unique.values()), tuple(dict(absent).items()))
+
+
+def parse(words: Sequence[str]) -> list[Entrant]:
+    """Names, separated by commas or spaces, with options: ``local:window=64,form=luong,full``.
+
+    A piece with "=" and no ":" belongs to the name before it.
+
+    Raises:
+        InputError: an option without a name or without a value.
+
+    Example:
+        >>> [entrant.label for entrant in parse(["local:window=64,exact=True,full"])]
+        ['local:window=64,exact=True', 'full']
+    """
+    found: list[Entrant] = []
+    for piece in (piece.strip() for word in words for piece in re.split(r"[,\s]+", word)):
+        if not piece:
+            continue
+        name, colon, option = piece.partition(":")
+        if not colon and "=" in piece:
+            if not found:
+                raise InputError(f"--mechanisms: {piece!r} stands before any name; write NAME:{piece}")
+            name, option = "", piece
+        if name:
+            found.append(Entrant(name.replace("-", "_")))
+        if option:
+            key, equals, value = option.partition("=")
+            if not (key and equals and value):
+                raise InputError(f"--mechanisms: {piece!r} is not NAME:option=value")
+            found[-1].options[key.replace("-", "_")] = _value(value)
+        elif colon:
+            raise InputError(f"--mechanisms: {piece!r} is not NAME:option=value")
+    return found
+
+
+def nearest(name: str) -> str:
+    """ "did you mean ...?" for a name that is not in the registry."""
+    known = [*names(), YARDSTICK]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+
+
+def _group(word: str) -> list[Entrant]:
+    """All mechanisms, or those that can be causal; those on other data than sequences only under "all"."""
+    return [Entrant(_ALIASES.get(name, name)) for name in names(causal=True if word == "causal" else None)]
+
+
+def _known(entrant: Entrant) -> Entrant:
+    """The same entrant under its usual name."""
+    if entrant.name != YARDSTICK and entrant.name not in names():
+        raise InputError(f"no mechanism is called {entrant.name!r}: {nearest(entrant.name)}")
+    return Entrant(_ALIASES.get(entrant.name, entrant.name), entrant.options)
+
+
+def _obstacle(entrant: Entrant, settings: Settings) -> str:
+    """Why this entrant cannot do the task; empty where it can. The layer is made once, without memory, to find out."""
+    about = entrant.card
+    if about.data != "sequence":
+        return f"works on {about.data}s, not on sequences"
+    if settings.task == "lm" and about.causal is None:
+        return f"not causal: {about.refuses.get('causal', 'an earlier output depends on later inputs')}"
+    try:
+        create(entrant.name, device="meta", **entrant.arguments(settings))
+    except (TypeError, ValueError) as error:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""  # a defect of the mechanism, not of the request: its own process will report it
+    return ""
+
+
+def _value(text: str) -> Any:
+    """Python's value where the text is one, True and False in any case, otherwise the text itself."""
+    try:
+        return ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)

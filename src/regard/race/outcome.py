@@ -1,0 +1,37 @@
+"""What became of an entrant."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Outcome:
+    """What an entrant's run tells; ``result.json`` in its folder, and an entry of ``results.json``.
+
+    Attributes:
+        label: as on the command line.
+        status: "finished" or "interrupted"; the runner has more words for runs that ended otherwise.
+        parameters: trainable numbers.
+        steps, seconds, tokens: what training used; seconds without evaluation and start-up.
+        evaluation_seconds: what judging cost, outside the budget.
+        curve: steps, seconds and quality on the validation part.
+        quality, units: on the test part; units are (document, sum of scores, amount).
+        memory: bytes; "base" before the model existed, "peak" of the process, "device" on an accelerator.
+        milliseconds: of a step, by "attention" and "rest", measured on a few steps after training.
+        resumed: how often the run went on from a checkpoint.
+    """
+
+    label: str
+    status: str = "finished"
+    error: str = ""
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    tokens: int = 0
+    evaluation_seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    quality: float | None = None
+    units: list[tuple[str, float, float]] = field(default_factory=list[tuple[str, float, float]])
+    memory: dict[str, int] = field(default_factory=dict[str, int])
+    milliseconds: dict[str, float] = field(default_factory=dict[str, float])
+    device: str = "cpu"
+    resumed: int = 0

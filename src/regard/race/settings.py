@@ -1,0 +1,119 @@
+"""What a race is: every number that two entrants share, checked before anything is written."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from regard.tasks.documents import InputError
+from regard.train.budget import Budget
+
+TaskName = Literal["lm", "classify"]
+
+SMOKE: dict[str, Any] = {"length": 128, "steps": 5, "dim": 32, "depth": 1, "num_heads": 2, "batch": 2}
+"""What ``--smoke`` changes: seconds instead of minutes, numbers that mean nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of a race.
+
+    Attributes:
+        files: files and directories of the user; empty: the default text.
+        smoke: the small text that every Python has, instead of the default one.
+        task: "lm" predicts the next byte, "classify" names the class of a text.
+        mechanisms: as given: "causal", "all", or NAME or NAME:option=value,... each.
+        length: bytes per sequence.
+        ngram: each position also reads the embeddings of the bytes before it, this many bytes in all; 1: plain bytes.
+        steps, seconds: the budget of each entrant, one of the two.
+        dim, depth, num_heads: the Transformer that all entrants share.
+        batch: sequences per step.
+        seed: of the shared initial weights and of the data order.
+        learning_rate: at its peak.
+        device: "auto" or "cpu".
+    """
+
+    files: tuple[str, ...] = ()
+    smoke: bool = False
+    task: TaskName = "lm"
+    mechanisms: tuple[str, ...] = ()
+    length: int = 2048
+    ngram: int = 4
+    steps: int | None = None
+    seconds: float | None = None
+    dim: int = 128
+    depth: int = 2
+    num_heads: int = 4
+    batch: int = 1
+    seed: int = 0
+    learning_rate: float = 3e-3
+    device: Literal["auto", "cpu"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("length", "ngram", "dim", "depth", "num_heads", "batch", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"--{_option(name)} {getattr(self, name)} is not positive")
+        if self.seed < 0 or self.seed >= 2**31:
+            raise InputError(f"--seed {self.seed} is not between 0 and {2**31 - 1:,}")
+        if self.dim % self.num_heads:
+            raise InputError(f"--dim {self.dim} cannot be shared equally by --num-heads {self.num_heads}")
+        if self.task not in ("lm", "classify"):
+            raise InputError(f"--task {self.task} is unknown: lm or classify")
+        if self.device not in ("auto", "cpu"):
+            raise InputError(f"--device {self.device} is unknown: auto or cpu")
+        _ = self.budget
+
+    @property
+    def budget(self) -> Budget:
+        """The budget of each entrant."""
+        return Budget(self.steps, self.seconds)
+
+    @property
+    def digest(self) -> str:
+        """Short name of these settings; a checkpoint carries it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Settings":
+        """Settings from the options that were given; the rest by default."""
+        chosen = {name: value for name, value in given.items() if value is not None}
+        if chosen.get("smoke"):
+            if chosen.get("files"):
+                raise InputError("--smoke brings its own text: leave out either it or the files")
+            budget = {"steps"} if chosen.get("seconds") is not None else set[str]()
+            chosen = {name: value for name, value in SMOKE.items() if name not in budget} | chosen
+        elif chosen.get("steps") is None and chosen.get("seconds") is None:
+            chosen["seconds"] = DEFAULT_SECONDS
+        return cls(**chosen)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Settings":
+        """The inverse of ``dataclasses.asdict`` through JSON."""
+        known = {item.name for item in fields(cls)}
+        values: dict[str, Any] = {name: value for name, value in stored.items() if name in known}
+        values |= {name: tuple(values[name]) for name in ("files", "mechanisms")}
+        return cls(**values)
+
+    def differences(self, given: Mapping[str, Any]) -> list[str]:
+        """What ``given`` (None: not given) asks for that these settings are not, in words."""
+        return [
+            f"{_option(name)} was {_words(getattr(self, name))} and is now {_words(value)}"
+            for name, value in given.items()
+            if value is not None and value != getattr(self, name)
+        ]
+
+
+DEFAULT_SECONDS = 25.0
+"""Five entrants, each with its start and its examinations, then take less than four minutes on two cores."""
+
+
+def _option(name: str) -> str:
+    """The name on the command line."""
+    return {"seconds": "budget"}.get(name, name.replace("_", "-"))
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "(none)"
+    return " ".join(map(str, value)) or "(none)" if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Real data and objectives: what a model is trained and judged on."""

@@ -1,0 +1,30 @@
+"""The README tells the truth: its table is current, its code runs, and CI calls its commands."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_mechanisms_is_current():
+    current = runpy.run_path(str(ROOT / "tools" / "readme.py"))["current"]
+    assert current() == README, "run: python tools/readme.py"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_the_code_runs(block, capsys):
+    exec(compile(block, "README.md", "exec"), {})
+    assert "tiles" in capsys.readouterr().out
+
+
+def test_ci_calls_the_commands_of_the_readme():
+    setup, test = re.search(
+        r"^(python3 -m venv .*pip install .*) && (\.venv/bin/pytest.*)$", README, re.MULTILINE
+    ).groups()
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("install -q", "install")
+    assert setup in script
+    assert script.rstrip().endswith(test)

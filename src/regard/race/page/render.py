@@ -50,7 +50,8 @@ def _how(told: dict[str, Any]) -> str:
     remark = (
         "Peak memory is that of the process while it trained, less what it held before the model existed. Milliseconds "
         "are means over training; attention and rest divide them as on a few steps timed afterwards. The interval "
-        "behind the best is a paired bootstrap over held-out documents."
+        "behind the best is a paired bootstrap over held-out documents: it tells whether other documents would change "
+        "the order, not whether another seed or a busier machine would."
     )
     command = f"<p>Run it again:</p><pre>{escape(told['command'])}</pre>"
     return section("How it was measured", definitions(_facts(told)), command, note(remark))
@@ -60,7 +61,7 @@ def _facts(told: dict[str, Any]) -> dict[str, str]:
     settings, machine, data = Settings.from_json(told["settings"]), told["machine"], told["data"]
     parts = [f"{name} {part['documents']:,} documents, {part['bytes']:,} bytes" for name, part in data["parts"].items()]
     return {
-        "text": f"{data['name']}, sha256 {data['sha256'][:16]}",
+        "text": f"{data['name']}, fingerprint {data['sha256'][:16]}",
         "split": f"{data['split']} ({'; '.join(parts)})",
         "remarks": "; ".join(data["remarks"]),
         "model": f"depth {settings.depth}, dim {settings.dim}, {settings.num_heads} heads, learned positions, "

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from regard.engines.problem import Problem
 from regard.engines.tile_schedule import schedule
-from regard.patterns.plan import Part
+from regard.patterns.plan import Part, Plan, plans
+
+TILE = 64
 
 
 class Layout:
@@ -65,3 +67,15 @@ class Layout:
         inverse = torch.empty(int(real.sum()), dtype=torch.long)
         inverse[places[real]] = torch.arange(len(places))[real]
         return rows.index_select(2, inverse.to(rows.device))
+
+
+def plan_of(problem: Problem) -> Plan:
+    """The plan that this engine works off."""
+    n, m = problem.query.shape[2], problem.key.shape[2]
+    offset = None if problem.pattern.rectangular else problem.q_offset
+    return plans.get(problem.pattern, n, m, problem.query.shape[1], offset, TILE)
+
+
+def serves_all_heads(part: Part, problem: Problem) -> bool:
+    """Whether a part concerns every head, in order."""
+    return part.heads in (None, tuple(range(problem.query.shape[1])))

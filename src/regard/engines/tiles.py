@@ -7,20 +7,19 @@ one chunk, are joined through their lse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from regard.engines.joining import merge
 from regard.engines.problem import Gradients, Problem, Request, Serves, Shared, widen
-from regard.engines.tile_layout import Layout
+from regard.engines.tile_composite import composite
+from regard.engines.tile_layout import TILE, Layout, plan_of, serves_all_heads
 from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import Place, TileScores, dropout_scale, mask_index, row_index
-from regard.engines.transforms import outside
-from regard.patterns.plan import Part, Plan, plans
+from regard.patterns.plan import Part
 
-TILE = 64
+__all__ = ["TILE", "backward", "composite", "forward", "plan_of", "serves"]
 
 
 def _workspace(request: Request, pairs: int) -> tuple[int, int]:
@@ -34,17 +33,10 @@ def _workspace(request: Request, pairs: int) -> tuple[int, int]:
 serves = Serves(workspace=_workspace)
 
 
-def plan_of(problem: Problem) -> Plan:
-    """The plan that this engine works off."""
-    n, m = problem.query.shape[2], problem.key.shape[2]
-    offset = None if problem.pattern.rectangular else problem.q_offset
-    return plans.get(problem.pattern, n, m, problem.query.shape[1], offset, TILE)
-
-
 def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """-> out (B, H, N, Dv) and lse (B, H, N)."""
     parts = plan_of(problem).parts
-    if len(parts) == 1 and _serves_all_heads(parts[0], problem):
+    if len(parts) == 1 and serves_all_heads(parts[0], problem):
         out, lse = _forward(Layout(problem, parts[0]), 0)
         return out.to(problem.query.dtype), lse
     shape = (*problem.query.shape[:3], problem.value.shape[-1])
@@ -53,10 +45,6 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     for number, part in enumerate(parts):
         _join(out, lse, _heads(part, out), *_forward(Layout(problem, part), number))
     return out.to(problem.query.dtype), lse
-
-
-def _serves_all_heads(part: Part, problem: Problem) -> bool:
-    return part.heads in (None, tuple(range(problem.query.shape[1])))
 
 
 def _heads(part: Part, like: Tensor) -> tuple[slice, slice | Tensor]:
@@ -214,68 +202,3 @@ def _logits(scores: TileScores, chunk: Chunk, sums: _Sums) -> tuple[Tensor, Call
 
     # A copy: hiding writes in place, and the terms may have kept what they returned.
     return scores.hide(chunk, changed.detach().clone()), undo
-
-
-def composite(problem: Problem) -> tuple[Tensor, Tensor]:
-    """out and lse in differentiable torch operations: for forward-mode tangents and gradients of gradients."""
-    outs: list[Tensor] = []
-    lses: list[Tensor] = []
-    with outside():  # plans and schedules are remembered: no transform may leave its mark on them
-        layouts = [Layout(problem, part) for part in plan_of(problem).parts]
-    for number, layout in enumerate(layouts):
-        for out, lse in _spans(layout, number):
-            outs.append(_on_all_heads(out, layout.part, problem))
-            lses.append(_on_all_heads(lse, layout.part, problem, -torch.inf))
-    if not outs:
-        nothing = problem.query.to(problem.wide).sum(-1, keepdim=True) * 0.0
-        nothing = nothing.expand(*problem.query.shape[:3], problem.value.shape[-1])
-        return nothing.to(problem.query.dtype), torch.full_like(nothing[..., 0], -torch.inf)
-    out, lse = merge(outs, lses)
-    return out.to(problem.query.dtype), lse
-
-
-def _spans(layout: Layout, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One part as attention over disjoint spans of its columns (one span, unless rows are very long)."""
-    scores = TileScores(layout)
-    value = layout.cut_keys(layout.problem.value.to(layout.problem.wide))
-    by_span: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
-    for chunk in layout.schedule.chunks:
-        weights, lse = _softmax(scores(chunk))
-        dropped = dropout_scale(layout.problem, weights, number, chunk.number)
-        out = torch.bmm(weights if dropped is None else weights * dropped, chunk.keys(value))
-        place = (chunk.unit[:, None] * layout.part.rows + chunk.lane.row).flatten()
-        by_span.setdefault(chunk.lane.span, []).append((place, out, lse))
-    for found in by_span.values():
-        places, outs, lses = zip(*found, strict=True)
-        yield tuple(
-            layout.join_queries(_place(torch.cat(places), torch.cat(rows), layout, absent))
-            for rows, absent in ((outs, 0.0), (lses, -torch.inf))
-        )  # type: ignore[misc]
-
-
-def _softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and lse, differentiable; a row of -inf gives zeros and -inf, and no NaN in any derivative."""
-    most = scores.detach().amax(-1, keepdim=True)
-    most = most.masked_fill(most == -torch.inf, 0.0)
-    weights = torch.exp(scores - most)
-    total = weights.sum(-1, keepdim=True)
-    empty = total == 0
-    total = total.masked_fill(empty, 1.0)
-    return weights / total, (most + total.log()).masked_fill(empty, -torch.inf)[..., 0]
-
-
-def _place(places: Tensor, rows: Tensor, layout: Layout, absent: float) -> Tensor:
-    """Rows of tiles brought to their places, (U, rows of tiles, ...), ``absent`` where there is none."""
-    source = torch.full((layout.schedule.units * layout.part.rows,), len(places))
-    source[places] = torch.arange(len(places))
-    rows = torch.cat([rows, rows.new_full((1, *rows.shape[1:]), absent)])
-    return rows[source.to(rows.device)].unflatten(0, (layout.schedule.units, layout.part.rows))
-
-
-def _on_all_heads(rows: Tensor, part: Part, problem: Problem, absent: float = 0.0) -> Tensor:
-    """(B, heads of the part, ...) among all heads, ``absent`` for the others."""
-    if part.heads is None or _serves_all_heads(part, problem):
-        return rows
-    heads = torch.tensor(part.heads, device=rows.device)
-    full = rows.new_full((rows.shape[0], problem.query.shape[1], *rows.shape[2:]), absent)
-    return full.index_copy(1, heads, rows)

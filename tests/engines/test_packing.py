@@ -59,3 +59,13 @@ def test_few_patterns_with_tensors_are_held():
     for number in range(40):
         problem(patterns.from_mask(torch.ones(6, 6, dtype=torch.bool).tril(number)))
     assert len(packing._held) <= 16
+
+
+def test_a_pattern_whose_tensor_is_written_to_is_read_again():
+    ids = torch.zeros(80, dtype=torch.long)
+    pattern, q = Segments(ids), torch.randn(1, 2, 80, 8)
+    before = regard.attend(q, q, q, pattern, engine="tiles")
+    ids[30:] = 1
+    after = regard.attend(q, q, q, pattern, engine="tiles")
+    torch.testing.assert_close(after[:, :, :30], regard.attend(*[q[:, :, :30]] * 3))
+    assert not torch.allclose(before, after)

@@ -87,6 +87,13 @@ def test_results_do_not_depend_on_the_size_of_chunks(at_once, monkeypatch):
     agree(problem(Segments(torch.tensor([[0] * 100 + [1] * 200, [0] * 300])), n=300))
 
 
+def test_padded_classes_count_no_query_twice():
+    """Each residue class of 150 is padded to 192, so full tiles hold queries that do not exist."""
+    given = problem(Strided(2), n=300)
+    assert (tiles.plan_of(given).parts[0].query_rows < 0).sum() == 2 * 42
+    agree(given)
+
+
 def test_bands_are_read_as_views():
     part = (Causal() & Window(256)).plan(2048).parts[0]
     bands = [lane for lane in tile_lanes.lanes(part) if lane.band]
@@ -124,6 +131,14 @@ def test_dropout_is_the_same_in_every_pass_and_keeps_the_mean():
     ones = torch.ones_like(given.value)
     weights = tiles.forward(problem_with(given, given.query, given.key, ones))[0]
     assert abs(weights.mean().item() - 1) < 0.02
+
+
+def test_chunks_draw_different_dropout(monkeypatch):
+    monkeypatch.setitem(tile_schedule._AT_ONCE, "cpu", 1)
+    given = problem(Full(), n=128, heads=1, groups=1, batch=1, seed=torch.tensor(5), dropout_p=0.5)
+    one_hot = torch.eye(128, dtype=torch.float64)[None, None]
+    weights = tiles.forward(problem_with(given, torch.zeros_like(given.query), given.key, one_hot))[0][0, 0]
+    assert not torch.equal(weights[:64], weights[64:])
 
 
 def problem_with(given, query, key, value):

@@ -1,5 +1,7 @@
 import pytest
+import torch
 
+import regard
 from regard.race import entrants
 from regard.race.entrants import Entrant, choose, parse
 from regard.race.settings import Settings
@@ -45,7 +47,17 @@ def test_by_default_all_that_can_be_causal():
     assert found[0] == "full"
     assert {"local", "longformer", "linear_transformer", "sparse_transformer"} <= set(found)
     assert len(found) == len(set(found))
-    assert labels(choose(settings("causal"))) == found
+    assert labels(choose(settings("causal"))) == found[:-1]
+
+
+def test_the_control_runs_where_nobody_was_named():
+    *_, control = choose(settings()).entrants
+    assert control == entrants.CONTROL
+    assert "without attention" in control.mark("lm")
+    layer = regard.create(control.name, **control.arguments(settings()))
+    x = torch.randn(1, 9, 16)
+    torch.testing.assert_close(layer(x)[:, 4:5], layer(x[:, 4:5]))
+    assert "local:window=0" not in labels(choose(settings(task="classify")))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():

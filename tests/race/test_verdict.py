@@ -108,3 +108,17 @@ def test_reads_curves_between_their_points():
         "quality": {"slow": 3.0, "fast": pytest.approx(4.882, abs=1e-3)},
     }
     assert at_equal([], "steps", BITS) == {"at": None, "quality": {}}
+
+
+def test_the_control_is_never_picked_but_always_told():
+    field = [outcome("a", scores(0)), outcome("b", scores(1)), outcome("none", scores(2))]
+    verdict = judge(field, BITS, control="none")
+    assert verdict.pick == "a"
+    assert verdict.reason.endswith("without attention the same model reaches 3.192")
+    assert [gap.label for gap in verdict.differences] == ["b", "none"]
+    field[2] = outcome("none", scores(-1))
+    verdict = judge(field, BITS, control="none")
+    assert verdict.pick == "a"
+    assert "attention has gained nothing yet" in verdict.reason
+    assert verdict.differences[-1].value == pytest.approx(-0.1)
+    assert judge(field[2:], BITS, control="none").pick == ""

@@ -48,6 +48,8 @@ class Entrant:
 
     def mark(self, task: str) -> str:
         """What must be said wherever the entrant is named."""
+        if self == CONTROL:
+            return "the control: each byte sees only itself, so this is the same model without attention"
         selects = task == "lm" and self.card.causal == "selection"
         return "causal by selection only: which keys are picked depends on later bytes" if selects else ""
 
@@ -62,6 +64,10 @@ class Entrant:
         return f'regard.create("{self.name}"{arguments})'
 
 
+CONTROL = Entrant("local", {"window": 0})
+"""The model without attention: what a mechanism must beat to be worth its time. It cannot be the pick."""
+
+
 @dataclass(frozen=True)
 class Field:
     """Everybody who was asked for: those who race, and (name, reason) of those who cannot."""
@@ -72,6 +78,8 @@ class Field:
 
 def choose(settings: Settings) -> Field:
     """Resolve ``settings.mechanisms``; the yardstick comes first, whether it was named or not.
+
+    Where nobody was named and bytes are predicted, the control runs too.
 
     Raises:
         InputError: an unknown name, a variant that the mechanism refuses, or sizes that suit nobody.
@@ -88,6 +96,8 @@ def choose(settings: Settings) -> Field:
                 raise InputError(f"{entrant.label} cannot race: {reason}")
             else:
                 absent.append((entrant.label, reason))
+    if settings.task == "lm" and not settings.mechanisms:
+        entrants.append(CONTROL)
     unique = {entrant.label: entrant for entrant in entrants}
     if yardstick := _obstacle(unique[YARDSTICK], settings):
         raise InputError(f"{YARDSTICK} cannot race: {yardstick}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from regard.race.data import Prepared
-from regard.race.entrants import Entrant, Field
+from regard.race.entrants import CONTROL, Entrant, Field
 from regard.race.machine import machine
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
@@ -36,9 +36,10 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     metric = prepared.task.metric
-    verdict = judge(outcomes, metric, settings.seed)
+    verdict = judge(outcomes, metric, settings.seed, CONTROL.label)
     entrants = {entrant.label: entrant for entrant in field.entrants}
     order = [outcome.label for outcome in ranked(outcomes, metric)]
+    order.sort(key=CONTROL.label.__eq__)  # the control stands below whoever it is there for
     order += [outcome.label for outcome in outcomes if outcome.label not in order]
     by_label = {outcome.label: outcome for outcome in outcomes}
     return {

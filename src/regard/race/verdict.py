@@ -1,7 +1,7 @@
 """Who wins, and whether that can be told at all: a paired bootstrap over held-out documents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,9 +48,25 @@ class Verdict:
     differences: tuple[Difference, ...] = ()
 
 
-def judge(outcomes: Sequence[Outcome], metric: Metric, seed: int = 0) -> Verdict:
-    """Choose among those that finished: the best if it is measurably better, else the cheapest of its equals."""
+def judge(outcomes: Sequence[Outcome], metric: Metric, seed: int = 0, control: str = "") -> Verdict:
+    """Choose among those that finished: the best if it is measurably better, else the cheapest of its equals.
+
+    ``control`` is the label of the model without attention: it is not chosen, but what it reaches is told.
+    """
     finished = ranked(outcomes, metric)
+    contenders = [outcome for outcome in finished if outcome.label != control]
+    verdict = _choose(contenders, metric, seed)
+    without = next((outcome for outcome in finished if outcome.label == control), None)
+    if without is None or not contenders:
+        return verdict
+    gap = difference(contenders[0], without, metric, seed)
+    reached = f"without attention the same model reaches {without.quality:.{metric.digits}f}"
+    if not gap.separated:
+        reached = f"but attention has gained nothing yet: {reached}; give a larger --budget to choose by quality"
+    return replace(verdict, reason=f"{verdict.reason}; {reached}", differences=(*verdict.differences, gap))
+
+
+def _choose(finished: Sequence[Outcome], metric: Metric, seed: int) -> Verdict:
     if not finished:
         return Verdict("", False, "nobody finished")
     best, *others = finished

@@ -105,7 +105,7 @@ class Settings:
 
 
 DEFAULT_SECONDS = 20.0
-"""Five entrants and the control, each with its start and its examinations, then take less than four minutes on two cores."""
+"""Five entrants and the control then take less than four minutes on two cores, start and examinations included."""
 
 
 def _option(name: str) -> str:

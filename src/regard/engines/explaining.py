@@ -71,15 +71,13 @@ def _why_not(name: str, chosen: str, asked: str, admitted: Admitted) -> list[str
     if asked != "auto":
         return [f"it could, but engine={asked!r} was asked for"]
     if name in preferred(admitted.request.device):
-        return [f"it could, but {chosen} is faster here"]
+        return [f"it could, but {chosen} comes first here"]
     return [f"it could, but runs on {admitted.request.device} only when asked for by name"]
 
 
 def _notes(pattern: str) -> list[str]:
-    if "from_mask_mod" in pattern:
-        return [
-            "from_mask_mod evaluates its function on every pair once, which costs O(N M); other patterns cost O(tiles)"
-        ]
+    if "from_mask" in pattern:  # from_mask_mod too
+        return ["from_mask and from_mask_mod are read pair by pair once, which costs O(N M); other patterns O(tiles)"]
     return []
 
 

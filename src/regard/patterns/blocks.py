@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regard.patterns.pattern import MaskMod, Pattern
 from regard.patterns.rules import AnyOf, Coordinate, Elementwise, Listed, Rule, Within
-from regard.patterns.sequence import _at_least
+from regard.patterns.sequence import at_least
 
 _SEEDS_APART = 0x9E3779B9  # keeps the heads' streams of random numbers apart
 
@@ -37,8 +37,8 @@ class BigBird(Pattern):
     by_head = True
 
     def __init__(self, block: int, window: int, globals: int, random: int, seed: int | Tensor = 0) -> None:
-        self.block, self.window = _at_least("block", block, 1), _at_least("window", window, 1)
-        self.globals, self.random = _at_least("globals", globals, 0), _at_least("random", random, 0)
+        self.block, self.window = at_least("block", block, 1), at_least("window", window, 1)
+        self.globals, self.random = at_least("globals", globals, 0), at_least("random", random, 0)
         self.seed = seed
         if isinstance(seed, Tensor):
             if seed.ndim != 3 or seed.is_floating_point():
@@ -138,7 +138,7 @@ class from_blocks(Pattern):  # noqa: N801  reads as the verb it is: from_blocks(
     def __init__(self, layout: Tensor, block: int) -> None:
         if layout.ndim != 3:
             raise ValueError(f"a layout is [H or 1, blocks of queries, blocks of keys], not {list(layout.shape)}")
-        self.layout, self.block = layout, _at_least("block", block, 1)
+        self.layout, self.block = layout, at_least("block", block, 1)
         self.heads = len(layout) if len(layout) > 1 else None
         self.by_head = len(layout) > 1
         super().__init__(layout, self.block)

@@ -13,7 +13,7 @@ from regard.patterns.algebra import Or
 from regard.patterns.orders import Order, by_axis, by_blocks
 from regard.patterns.pattern import Pattern
 from regard.patterns.rules import AllOf, Coordinate, Rule, Within
-from regard.patterns.sequence import _at_least, same
+from regard.patterns.sequence import at_least, same
 
 Each = int | Sequence[int]  # one number for all axes, or one for each
 
@@ -23,7 +23,7 @@ def _per_axis(name: str, value: Each, axes: int, least: int) -> tuple[int, ...]:
     values = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(values) != axes:
         raise ValueError(f"{name} {values} has {len(values)} numbers for a grid of {axes} axes")
-    return tuple(_at_least(name, x, least) for x in values)
+    return tuple(at_least(name, x, least) for x in values)
 
 
 class _OnGrid(Pattern):
@@ -197,7 +197,7 @@ class Halo(_OnGrid):
     def __init__(self, grid: Each, block: Each, halo: Each, stride: int = 1) -> None:
         axes = 1 if isinstance(grid, int) else len(grid)
         self.block, self.halo = _per_axis("block", block, axes, 1), _per_axis("halo", halo, axes, 0)
-        self.stride = _at_least("stride", stride, 1)
+        self.stride = at_least("stride", stride, 1)
         if any(b % self.stride for b in self.block):
             raise ValueError(f"stride {stride} does not divide the block {self.block}: blocks would lose queries")
         self.rectangular = self.stride > 1

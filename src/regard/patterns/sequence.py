@@ -13,7 +13,7 @@ from regard.patterns.pattern import Pattern
 from regard.patterns.rules import AllOf, AnyOf, Coordinate, Rule, Within, position
 
 
-def _at_least(name: str, value: int, least: int) -> int:
+def at_least(name: str, value: int, least: int) -> int:
     """A whole number of at least ``least``, else an error that names the argument."""
     if isinstance(value, bool) or int(value) != value or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
@@ -44,8 +44,8 @@ class Window(Pattern):
     """
 
     def __init__(self, before: int, after: int | None = None) -> None:
-        self.before = _at_least("before", before, 0)
-        self.after = self.before if after is None else _at_least("after", after, 0)
+        self.before = at_least("before", before, 0)
+        self.after = self.before if after is None else at_least("after", after, 0)
         super().__init__(self.before, self.after)
 
     def rule(self) -> Rule:
@@ -56,7 +56,7 @@ class Strided(Pattern):
     """(i - j) is a multiple of the stride."""
 
     def __init__(self, stride: int) -> None:
-        self.stride = _at_least("stride", stride, 1)
+        self.stride = at_least("stride", stride, 1)
         super().__init__(self.stride)
 
     def rule(self) -> Rule:
@@ -70,7 +70,7 @@ class Dilated(Pattern):
     """j - i is a multiple of ``dilation`` and |j - i| <= window * dilation."""
 
     def __init__(self, window: int, dilation: int) -> None:
-        self.window, self.dilation = _at_least("window", window, 0), _at_least("dilation", dilation, 1)
+        self.window, self.dilation = at_least("window", window, 0), at_least("dilation", dilation, 1)
         super().__init__(self.window, self.dilation)
 
     def rule(self) -> Rule:
@@ -86,8 +86,8 @@ class Blocks(Pattern):
     """i and j lie in the same block of ``block``; or j up to ``before`` blocks earlier or ``after`` later."""
 
     def __init__(self, block: int, before: int = 0, after: int = 0) -> None:
-        self.block = _at_least("block", block, 1)
-        self.before, self.after = _at_least("before", before, 0), _at_least("after", after, 0)
+        self.block = at_least("block", block, 1)
+        self.before, self.after = at_least("before", before, 0), at_least("after", after, 0)
         super().__init__(self.block, self.before, self.after)
 
     def rule(self) -> Rule:
@@ -102,7 +102,7 @@ class Summary(Pattern):
     """j lies in the last ``columns`` positions of its block of ``stride``, whoever asks."""
 
     def __init__(self, stride: int, columns: int) -> None:
-        self.stride, self.columns = _at_least("stride", stride, 1), _at_least("columns", columns, 0)
+        self.stride, self.columns = at_least("stride", stride, 1), at_least("columns", columns, 0)
         if self.columns > self.stride:
             raise ValueError(f"a block of {self.stride} has no {self.columns} last positions")
         super().__init__(self.stride, self.columns)
@@ -189,7 +189,7 @@ class Global(Pattern):
                 raise ValueError(f"global marks are Bool[M] or Bool[B, M], not {list(which.shape)}")
             self.batch = len(which) if which.ndim == 2 else None
         else:
-            which = _at_least("the number of global positions", which, 0) if isinstance(which, int) else tuple(which)
+            which = at_least("the number of global positions", which, 0) if isinstance(which, int) else tuple(which)
         self.which: int | tuple[int, ...] | Tensor = which
         super().__init__(which)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regard.patterns.rules import Coordinate
 
-PAD_SHARE = 1.25  # classes are padded to whole tiles while that makes the sequence at most this much longer
+PAD_SHARE = 1.25  # classes are padded to whole tiles while the sequence becomes at most this much, and a tile, longer
 
 
 class Side:

@@ -1,3 +1,4 @@
+import functools
 import importlib
 import itertools
 import sys
@@ -89,19 +90,25 @@ def test_what_does_not_stream_says_so():
 
 @pytest.fixture
 def ideal(monkeypatch, tmp_path):
-    """The mechanism file of the style guide, word for word, dropped into a room that nobody has announced."""
+    """The mechanism file of the style guide, under another name, dropped into a room that nobody has announced."""
     source = Path(__file__).parent / "ideal"
-    (tmp_path / "lowrank").mkdir()
-    (tmp_path / "lowrank" / "__init__.py").touch()
-    (tmp_path / "lowrank" / "linformer.py").write_text((source / "linformer.txt").read_text())
+    mechanism, test = ((source / name).read_text() for name in ("linformer.txt", "test_linformer.txt"))
+    (tmp_path / "guide").mkdir()
+    (tmp_path / "guide" / "__init__.py").touch()
+    (tmp_path / "guide" / "ideal.py").write_text(mechanism.replace('register("linformer"', 'register("ideal"'))
     monkeypatch.setattr(mechanisms, "__path__", [*mechanisms.__path__, str(tmp_path)])
     factory._files.cache_clear()
     importlib.invalidate_caches()
-    yield (source / "test_linformer.txt").read_text()
+    renamed = {
+        "mechanisms.lowrank.linformer": "mechanisms.guide.ideal",
+        '"linformer"': '"ideal"',
+        "linformer cannot": "ideal cannot",
+    }
+    yield functools.reduce(lambda text, names: text.replace(*names), renamed.items(), test)
     factory._files.cache_clear()
-    for module in [name for name in sys.modules if name.startswith("regard.mechanisms.lowrank")]:
+    for module in [name for name in sys.modules if name.startswith("regard.mechanisms.guide")]:
         del sys.modules[module]
-    vars(mechanisms).pop("lowrank", None)
+    vars(mechanisms).pop("guide", None)
 
 
 def test_the_ideal_mechanism_works_unchanged(ideal):
@@ -111,5 +118,5 @@ def test_the_ideal_mechanism_works_unchanged(ideal):
         marks = [mark.args for mark in getattr(test, "pytestmark", [])]
         for case in itertools.product(*([dict(zip(names, row, strict=True)) for row in rows] for names, rows in marks)):
             test(**{name: value for part in case for name, value in part.items()})
-    assert "linformer" in regard.names(family="lowrank")
-    assert regard.create("linformer", dim=12, num_heads=3, max_length=24).core.e.shape == (1, 128, 24)
+    assert "ideal" in regard.names(family="lowrank")
+    assert regard.create("ideal", dim=12, num_heads=3, max_length=24).core.e.shape == (1, 128, 24)

@@ -131,7 +131,8 @@ def create(
     around = {option: options.pop(option) for option in _AROUND if option in options}
     around |= {option: options[option] for option in _BOTH if option in options}
     options["head_dim"] = head_width(dim, num_heads, options.get("head_dim"))
-    return MultiHead(num_heads=num_heads, core=cast(Core, _make(record, options)), **around)
+    layer = cast(type[MultiHead], record.cls.layer or MultiHead)
+    return layer(num_heads=num_heads, core=cast(Core, _make(record, options)), **around)
 
 
 def find(name: str) -> Entry:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from regard.memory import LayerMemory
-from regard.ops.masks import check_mask, check_segments, check_tokens, from_key_padding_mask, positions
+from regard.ops.masks import check_mask, check_segments, check_tokens, check_values, from_key_padding_mask, positions
 from regard.ops.packing import Documents
 from regard.ops.rotary import Rotary
 from regard.registry import Core, Layer, UnsupportedError
@@ -125,19 +125,43 @@ class MultiHead(Layer):
             ValueError, TypeError: shapes or masks that do not fit.
             UnsupportedError: a context or an option that this core cannot have.
         """
-        self._check(x, context, segments)
-        source = x if context is None else context
-        check_mask(key_mask, len(source), source.shape[1])
-        check_mask(query_mask, len(x), x.shape[1], "query_mask")
-        if context is None:
-            key_mask = query_mask if key_mask is None else key_mask
-            query_mask = key_mask if query_mask is None else query_mask
-        # whatever stands in padding, NaN too, stays out of every core
-        x, source = _hide(x, query_mask), _hide(source, key_mask)
-        q, k, v = self._project(x, source, None if self.rotary is None else positions(x, key_mask, segments))
+        q, k, v, key_mask, query_mask = self._enter(x, context, key_mask, query_mask, segments)
         out, aux = self._attend(q, k, v, key_mask, query_mask, segments, generator)
         y = _hide(self._join(out), query_mask)
         return (y, aux) if return_aux else y
+
+    def weigh(
+        self,
+        x: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """What the attention of x makes of other values: A v, before the output projection.
+
+        Args:
+            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
+            values: (B or 1, H or 1, M, Dv), one for each token that is asked.
+
+        Returns:
+            (B, H, N, Dv), 0 for masked queries.
+
+        Raises:
+            ValueError, TypeError: shapes or masks that do not fit.
+            UnsupportedError: what ``forward`` refuses, or a core whose output is no weighted sum of its values.
+        """
+        if not self.core.weighs_values:
+            raise UnsupportedError(f"{self._name} has no weights: its output is no weighted sum of its values")
+        q, k, v, key_mask, query_mask = self._enter(x, context, key_mask, query_mask, segments)
+        check_values(values, len(k), self.num_heads, k.shape[2])
+        k = k.repeat_interleave(max(1, values.shape[1] // k.shape[1]), 1)  # values may differ where heads share a key
+        values = values.to(v.dtype).expand(len(k), k.shape[1], -1, -1)
+        out, _ = self._attend(q, k, values, key_mask, query_mask, segments, generator)
+        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
 
     def memory(
         self,
@@ -176,6 +200,38 @@ class MultiHead(Layer):
         q, k, v = self._project(x, x, memory.position[:, None] + steps)
         out, core = self.core.stream(q, k, v, memory.core)
         return self._join(out), LayerMemory(core, memory.position + x.shape[1])
+
+    def _enter(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        segments: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Queries, keys and values of what has passed the door, and the mask of each side."""
+        x, source, key_mask, query_mask = self._admit(x, context, key_mask, query_mask, segments)
+        places = None if self.rotary is None else positions(x, key_mask, segments)
+        return *self._project(x, source, places), key_mask, query_mask
+
+    def _admit(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        segments: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What asks and what is asked, with padding set to 0, and the mask of each."""
+        self._check(x, context, segments)
+        source = x if context is None else context
+        check_mask(key_mask, len(source), source.shape[1])
+        check_mask(query_mask, len(x), x.shape[1], "query_mask")
+        if context is None:
+            key_mask = query_mask if key_mask is None else key_mask
+            query_mask = key_mask if query_mask is None else query_mask
+        # whatever stands in padding, NaN too, stays out of every core
+        return _hide(x, query_mask), _hide(source, key_mask), key_mask, query_mask
 
     def _check(self, x: Tensor, context: Tensor | None, segments: Tensor | None) -> None:
         check_tokens(x, self.dim)

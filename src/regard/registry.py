@@ -11,7 +11,7 @@ The registry name is the name of the file; :mod:`regard.factory` finds it by tha
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from torch import Generator, Tensor, nn
 
@@ -144,6 +144,12 @@ class Core(_Mechanism):
 
     attn_drop: float
     """Dropout on the weights, applied as ``self.attn_drop * self.training``; only cores that have weights set it."""
+
+    layer: "ClassVar[type[Layer] | None]" = None
+    """The class that makes it a layer, with the arguments of ``MultiHead``, where that is not ``MultiHead`` itself."""
+
+    weighs_values: bool = True
+    """The output is A v with an A that does not depend on v, whatever the width of v; False: it has no exact map."""
 
     def forward(
         self,

@@ -30,6 +30,18 @@ def check_mask(mask: Tensor | None, batch: int, length: int, name: str = "key_ma
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens are {(batch, length)}: (batch, length)")
 
 
+def check_values(values: Tensor, batch: int, heads: int, length: int) -> None:
+    """Refuse values to be weighed that are no (batch or 1, heads or 1, length, any width).
+
+    Raises:
+        ValueError: another shape.
+    """
+    fits = values.ndim == 4 and values.shape[0] in (1, batch) and values.shape[1] in (1, heads)
+    if not fits or values.shape[2] != length:
+        expected = f"({batch} or 1, {heads} or 1, {length}, any width)"
+        raise ValueError(f"values has shape {tuple(values.shape)}, expected {expected}: (batch, heads, length, width)")
+
+
 def check_segments(segments: Tensor | None, batch: int, length: int) -> None:
     """Refuse ids of documents that are no integers (batch, length).
 

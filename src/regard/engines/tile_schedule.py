@@ -58,16 +58,15 @@ class Chunk:
         if self._sliding is not None:
             unit, _, row = self._sliding
             return tiles[unit, row : row + len(self.lane.row)]
-        device = tiles.device
-        return tiles[self.unit.to(device)[:, None], self.lane.row.to(device)].flatten(0, 1)
+        return tiles.flatten(0, 1).index_select(0, self._places(tiles))
 
     def keys(self, tiles: Tensor) -> Tensor:
         """(key units, columns, tile, D) contiguous -> (u * r, c * tile, D), overlapping views for a band."""
         columns, tile, width = tiles.shape[1:]
-        if not self._strided:
-            device = tiles.device
-            found = tiles[self.key_unit.to(device)[:, None, None], self.lane.column.to(device)]
-            return found.flatten(0, 1).flatten(1, 2)
+        if not self._strided:  # index_select copies whole tiles, twice as fast as an index for each dimension
+            place = (self.key_unit[:, None, None] * columns + self.lane.column).flatten().to(tiles.device)
+            found = tiles.view(-1, tile * width).index_select(0, place)
+            return found.view(len(self.unit) * len(self.lane.row), -1, width)
         (unit, column), step = self._first_key, tile * width
         stride = columns * step if self._sliding is None else step
         size = (len(self.unit) * len(self.lane.row), self.lane.width * tile, width)
@@ -78,9 +77,11 @@ class Chunk:
         if self._sliding is not None:
             self.queries(tiles).copy_(rows)
         else:
-            device = tiles.device
-            rows = rows.unflatten(0, (len(self.unit), -1))
-            tiles[self.unit.to(device)[:, None], self.lane.row.to(device)] = rows
+            tiles.view(-1, *tiles.shape[2:]).index_copy_(0, self._places(tiles), rows)
+
+    def _places(self, tiles: Tensor) -> Tensor:
+        """The chunk's rows of tiles among those of all units, Long[u * r]."""
+        return (self.unit[:, None] * tiles.shape[1] + self.lane.row).flatten().to(tiles.device)
 
     def put_more(self, tiles: Tensor, rows: Tensor) -> None:
         """Add (u * r, L, ...) to what :meth:`queries` reads."""

@@ -1,5 +1,6 @@
 """The one formula that joins attentions over disjoint sets of keys."""
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -42,9 +43,9 @@ def merge(
     total = weights.sum(0)
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
-    parts = [
-        (weight / total)[..., None] * out.masked_fill((weight == 0)[..., None], 0.0)
-        for weight, out in zip(weights, outs, strict=True)
-    ]
+    shares = (weights / total)[..., None]
+    # what an absent part holds is nobody's business
+    parts = (share * torch.where(share == 0, 0.0, out) for share, out in zip(shares, outs, strict=True))
+    out = functools.reduce(torch.add, parts)
     lse = (largest + total.log()).masked_fill(empty, -torch.inf)
-    return torch.stack(torch.broadcast_tensors(*parts)).sum(0).to(outs[0].dtype), lse
+    return out.to(outs[0].dtype), lse

@@ -32,7 +32,7 @@ def build(**options):
 
 
 @pytest.mark.parametrize("dilation", [1, 2, (1, 3)])
-@pytest.mark.parametrize("num_global", [0, 2])
+@pytest.mark.parametrize("num_global", [0, 2, 4])  # 4 in 2 heads of 4: all tokens are projected for them
 @pytest.mark.parametrize(("padded", "marked"), [(False, False), (True, False), (False, True), (True, True)])
 def test_windows_and_global_tokens(dilation, num_global, padded, marked):
     layer, x = build(window=2, dilation=dilation, num_global=num_global), torch.randn(3, 11, 8, dtype=torch.float64)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from regard.attention import attend
+from regard.attention import attend, merge
 from regard.memory import RollingWindow
-from regard.ops.masks import check_mask, check_tokens
+from regard.ops.masks import check_mask, check_tokens, check_values
 from regard.ops.packing import Documents
 from regard.patterns import Causal, Dilated, Global, Pattern, PerHead, Window
+from regard.patterns.algebra import Not
 from regard.registry import Card, Layer, Sample, UnsupportedError, register
 
 
@@ -154,26 +155,40 @@ class Longformer(Layer):
             ValueError, TypeError: shapes or masks that do not fit.
             UnsupportedError: a context, or global tokens in a causal layer.
         """
-        check_tokens(x, self.dim)
-        for name, mask in (("key_mask", key_mask), ("query_mask", query_mask), ("global_mask", global_mask)):
-            check_mask(mask, *x.shape[:2], name=name)
-        if context is not None:
-            raise UnsupportedError("longformer attends within one sequence: it takes no context")
-        if global_mask is not None and self.causal:
-            raise UnsupportedError("a causal longformer takes no global_mask: a global token would see the future")
-        key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
-        if segments is not None:
-            documents = Documents.of(segments)
-            rows: dict[str, Any] = {"key_mask": documents.mask(key_mask), "query_mask": documents.mask(query_mask)}
-            rows["global_mask"] = None if global_mask is None else documents.mask(global_mask)
-            y = self(documents.unpack(x[:, None]).squeeze(1), generator=generator, **rows)
-            y = documents.pack(y[:, None]).squeeze(1)
-        else:
-            if key_mask is not None and query_mask is not None:  # not even NaN in padding may come through
-                x = x.masked_fill(~(key_mask | query_mask)[..., None], 0.0)
-            y = self._join(self._attend(x, key_mask, global_mask, generator))
-            y = y if query_mask is None else y.masked_fill(~query_mask[..., None], 0.0)
+        key_mask, query_mask = self._enter(x, context, key_mask, query_mask, global_mask)
+        y = self._join(self._look(x, None, key_mask, query_mask, global_mask, segments, generator))
+        y = y if query_mask is None else y.masked_fill(~query_mask[..., None], 0.0)
         return (y, {}) if return_aux else y
+
+    def weigh(
+        self,
+        x: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        global_mask: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """What the weights of all tokens make of other values, in place of both value projections.
+
+        Args:
+            x, context, key_mask, query_mask, segments, global_mask, generator: as in ``forward``.
+            values: (B or 1, H or 1, N, Dv), one for each token.
+
+        Returns:
+            (B, H, N, Dv), 0 for masked queries.
+
+        Raises:
+            ValueError, TypeError, UnsupportedError: as in ``forward``.
+        """
+        key_mask, query_mask = self._enter(x, context, key_mask, query_mask, global_mask)
+        check_values(values, len(x), self.num_heads, x.shape[1])
+        values = values.expand(len(x), self.num_heads, -1, -1)
+        out = self._look(x, values, key_mask, query_mask, global_mask, segments, generator)
+        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> RollingWindow:
         """The keys and values in reach of the next token; their number is constant, so ``static`` reserves nothing."""
@@ -190,12 +205,55 @@ class Longformer(Layer):
         keys, values, real, rolled = memory.append(k, v)
         return self._join(attend(q, keys.to(q.dtype), values.to(q.dtype), self.pattern, **self._options(real))), rolled
 
+    def _enter(
+        self,
+        x: Tensor,
+        context: Tensor | None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        global_mask: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The masks of keys and of queries, where one serves as both; what does not fit is refused."""
+        check_tokens(x, self.dim)
+        for name, mask in (("key_mask", key_mask), ("query_mask", query_mask), ("global_mask", global_mask)):
+            check_mask(mask, *x.shape[:2], name=name)
+        if context is not None:
+            raise UnsupportedError("longformer attends within one sequence: it takes no context")
+        if global_mask is not None and self.causal:
+            raise UnsupportedError("a causal longformer takes no global_mask: a global token would see the future")
+        return query_mask if key_mask is None else key_mask, key_mask if query_mask is None else query_mask
+
+    def _look(
+        self,
+        x: Tensor,
+        values: Tensor | None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        global_mask: Tensor | None,
+        segments: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """What all tokens see (B, H, N, D), each in its document: the given values or, without, projected ones."""
+        if key_mask is not None and query_mask is not None:  # not even NaN in padding may come through
+            x = x.masked_fill(~(key_mask | query_mask)[..., None], 0.0)
+        if segments is None:
+            return self._attend(x, values, key_mask, global_mask, generator)
+        documents = Documents.of(segments)
+        x, values = documents.unpack(x[:, None]).squeeze(1), None if values is None else documents.unpack(values)
+        marks = None if global_mask is None else documents.mask(global_mask)
+        return documents.pack(self._attend(x, values, documents.mask(key_mask), marks, generator))
+
     def _attend(
-        self, x: Tensor, key_mask: Tensor | None, global_mask: Tensor | None, generator: Generator | None
+        self,
+        x: Tensor,
+        values: Tensor | None,
+        key_mask: Tensor | None,
+        global_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
         """What all tokens see (B, H, N, D), the rows of global tokens by their own projections."""
         options = self._options(key_mask, generator)
-        q, k, v = self._project(x, x, *self._local)
+        q, k, v = self._project(x, x, *self._local, values=values)
         if global_mask is None and not self.num_global:
             out = self._look_around(q, k, v, self.pattern, **options)
             # unused projections stay in the graph: distributed training wants a gradient of each, here zero
@@ -205,16 +263,45 @@ class Longformer(Layer):
         if global_mask is not None:
             marks = first | (real & global_mask)
             out = self._look_around(q, k, v, self.pattern | Global(marks), **options)
-            q, k, v = self._project(x, x, *self._global)
+            q, k, v = self._project(x, x, *self._global, values=values)
             seen = attend(q, k, v, Global(marks), **options)
             return torch.where(marks[:, None, :, None], seen, out)
-        marks = self.num_global if key_mask is None else first
-        out = self._look_around(q, k, v, self.pattern | Global(marks), **options)
         rows = first.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[:, : self.num_global]
+        out = self._look_at_few(q, k, v, first, rows, **options)
         asking = x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
-        q, k, v = self._project(asking, x, *self._global)
-        seen = attend(q, k, v, **options)
+        seen = self._ask_all(asking, x, values, **options).to(out.dtype)  # autocast may have parted them
         return out.scatter(2, rows[:, None, :, None].expand_as(seen), seen)
+
+    def _look_at_few(
+        self, q: Tensor, k: Tensor, v: Tensor, first: Tensor, rows: Tensor, *, key_mask: Tensor | None, **options: Any
+    ) -> Tensor:
+        """The window without the few global tokens, and these by themselves, joined; the rows of the few are idle."""
+        marks = self.num_global if key_mask is None else first
+        near = attend(q, k, v, self.pattern & Not(Global(marks)), key_mask=key_mask, **options, return_lse=True)
+        k, v = (t.gather(2, rows[:, None, :, None].expand(-1, t.shape[1], -1, t.shape[-1])) for t in (k, v))
+        real = None if key_mask is None else first.gather(1, rows)
+        far = attend(q, k, v, key_mask=real, **options, return_lse=True)
+        return merge(*zip(near, far, strict=True))[0]
+
+    def _ask_all(self, asking: Tensor, x: Tensor, values: Tensor | None, **options: Any) -> Tensor:
+        """What few global tokens see (B, H, g, D): those that ask and all others meet by projections of their own.
+
+        All others need not be projected: q (W x_j + b) = (q W) x_j + q b, whose last term is the same for every j, and
+        sum_j p_j (W x_j + b) = W sum_j p_j x_j + b. So the tokens themselves are keys and values, shared by all heads.
+        """
+        many = asking.shape[1] * self.num_heads >= self.dim
+        if many or values is not None or options["dropout_p"]:
+            return attend(*self._project(asking, x, *self._global, values=values), **options)
+        to_key, to_value = (linear.weight.unflatten(0, (self.num_heads, -1)) for linear in self._global[1:])
+        q = self.q_global(asking).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        scale, tokens = q.shape[-1] ** -0.5, x[:, None]
+        mixed, lse = attend(q @ to_key, tokens, tokens, scale=scale, enable_gqa=True, return_lse=True, **options)
+        seen = mixed @ to_value.mT
+        if self.v_global.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            shift = self.v_global.bias + 0.0 * self.k_global.bias  # the gradient of the latter is zero, and is there
+            shift = shift.unflatten(0, (self.num_heads, 1, -1))
+            seen = seen + torch.where(lse[..., None] == -torch.inf, 0.0, shift)
+        return seen
 
     def _look_around(self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, **options: Any) -> Tensor:
         return attend(q, k, v, pattern, **options)
@@ -230,10 +317,13 @@ class Longformer(Layer):
     def _global(self) -> tuple[nn.Linear, ...]:
         return () if self.causal else (self.q_global, self.k_global, self.v_global)
 
-    def _project(self, asking: Tensor, asked: Tensor, *linears: nn.Linear) -> tuple[Tensor, ...]:
-        """Queries, keys and values (B, H, N, D)."""
+    def _project(
+        self, asking: Tensor, asked: Tensor, *linears: nn.Linear, values: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Queries, keys and values (B, H, N, D); given values instead of projected ones."""
         pairs = zip(linears, (asking, asked, asked), strict=True)
-        return tuple(linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear, x in pairs)
+        q, k, v = (linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for linear, x in pairs)
+        return q, k, v if values is None else values.to(v.dtype)
 
     def _join(self, out: Tensor) -> Tensor:
         return self.proj_drop(self.out_proj(out.transpose(1, 2).flatten(2)))

@@ -291,7 +291,8 @@ class Longformer(Layer):
         """
         many = asking.shape[1] * self.num_heads >= self.dim
         if many or values is not None or options["dropout_p"]:
-            return attend(*self._project(asking, x, *self._global, values=values), **options)
+            q, k, v = self._project(asking, x, *self._global, values=values)
+            return attend(q, k, v, **options)
         to_key, to_value = (linear.weight.unflatten(0, (self.num_heads, -1)) for linear in self._global[1:])
         q = self.q_global(asking).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         scale, tokens = q.shape[-1] ** -0.5, x[:, None]

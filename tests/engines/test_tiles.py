@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import regard
 from regard.engines import dense, tile_lanes, tile_layout, tile_schedule, tiles
 from regard.engines.problem import Problem, Shared
 from regard.patterns import BigBird, Causal, Columns, Full, Global, PerHead, Segments, Strided, Window
@@ -175,3 +176,14 @@ def test_memory_follows_the_tiles():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert float(found) < 300
+
+
+@pytest.mark.parametrize("pattern", [Window(70), Window(70) | Global(3), BigBird(64, 1, 2, 1)])
+def test_heads_cut_from_a_projection(pattern):
+    """A layer's heads are no contiguous tensors, and where the length is a multiple of a tile nothing makes them so."""
+    x = torch.randn(1, 320, 2 * 3, dtype=torch.float64)
+    heads = [x.unflatten(-1, (2, 3)).transpose(1, 2).detach().requires_grad_() for _ in range(3)]
+    outs = [regard.attend(*heads, pattern, engine=name) for name in ("tiles", "dense")]
+    slopes = [torch.autograd.grad(out.square().sum(), heads) for out in outs]
+    assert_close(outs[0], outs[1])
+    assert_close(*slopes)

@@ -159,7 +159,7 @@ def _backward(layout: Layout, number: int, grad_out: Tensor, mean: Tensor, lse: 
     rows_out, rows_mean, rows_lse = (layout.cut_queries(t) for t in (grad_out, mean, lse))
     padding = layout.schedule.padding.to(lse.device)
     rows_lse = rows_lse.masked_fill(padding, torch.inf)  # no weight, hence no gradient
-    grad_query, grad_key, grad_value = (torch.zeros_like(t) for t in (scores.query, scores.key, value))
+    grad_query, grad_key, grad_value = (t.new_zeros(t.shape) for t in (scores.query, scores.key, value))
     for chunk in layout.schedule.chunks:
         chunk_out, query = chunk.queries(rows_out), chunk.queries(scores.query)
         weights, undo_terms = _logits(scores, chunk, sums)

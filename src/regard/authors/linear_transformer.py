@@ -31,7 +31,7 @@ def _key_mask(keys: Tensor, lengths: Tensor | None) -> Tensor:
     return (place < (keys.shape[1] if lengths is None else lengths[:, None])).expand(len(keys), -1)
 
 
-def _call(module: LinearTransformer, inputs: Inputs, call: Call) -> Outputs:
+def _call(module: Any, inputs: Inputs, call: Call) -> Outputs:
     """Theirs is (B, N, H, D); causal, it drops keys after the last query and stands both first tokens together."""
     given = bind(inputs, call, *_NAMES)
     queries, keys, values = (given[name] for name in _NAMES[:3])

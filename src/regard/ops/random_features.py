@@ -1,0 +1,125 @@
+"""Random features of the softmax kernel in a form that neither overflows nor vanishes: a value times exp(exponent).
+
+Choromanski et al. 2020, "Rethinking Attention with Performers", arXiv:2009.14794, Lemma 1 and section 2.4. With
+x~ = x / D^(1/4) and random rows W the m features of x are::
+
+    "softmax"     m^(-1/2) exp(W x~ - |x~|^2 / 2)                       E[phi(q) . phi(k)] = exp(q . k / sqrt(D))
+    "symmetric"   m^(-1/2) [exp(W x~ - |x~|^2 / 2), exp(-W x~ - |x~|^2 / 2)]       W has m / 2 rows
+    "relu"        relu(W x~) + 0.001                                    another kernel, with no stabiliser to care for
+
+The largest exponent of each token is split off, so that its largest value is 1: a ratio of sums over tokens needs the
+split-off exponents up to a constant only, and of the token that asks not at all.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+Kind = Literal["softmax", "symmetric", "relu"]
+Norms = Literal["chi", "sqrt"]
+RELU_OFFSET = 1e-3
+
+
+def orthogonal_rows(
+    sets: int,
+    rows: int,
+    dim: int,
+    *,
+    norms: Norms = "chi",
+    generator: Generator | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "sets rows dim"]:
+    """Random rows that are orthogonal to each other in blocks of ``dim``, and each distributed as a Gaussian vector.
+
+    Args:
+        sets, rows, dim: the shape; the last block is cut off where ``rows`` is no multiple of ``dim``.
+        norms: "chi", those of independent Gaussian vectors, or "sqrt", sqrt(dim) for all (the regularised kernel of
+            the paper's appendix, which is biased and varies less).
+        generator: the source of the draws, which are made on its device.
+        device: where to draw without one, and where the rows go.
+
+    Example:
+        >>> w = orthogonal_rows(1, 5, 3, norms="sqrt")
+        >>> torch.allclose(w[0, :3] @ w[0, :3].T, 3 * torch.eye(3), atol=1e-5)
+        True
+    """
+    place = device if generator is None else generator.device
+    blocks = torch.randn(sets, -(-rows // dim), dim, dim, generator=generator, device=place)
+    directions, triangle = torch.linalg.qr(blocks)
+    # with the signs of the diagonal the directions are uniform
+    directions = (directions * triangle.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]).mT
+    directions = directions.flatten(1, 2)[:, :rows]
+    if norms == "sqrt":
+        return directions.to(device or place) * dim**0.5
+    lengths = torch.randn(sets, rows, dim, generator=generator, device=place).norm(dim=-1, keepdim=True)
+    return (directions * lengths).to(device or place)
+
+
+class Features(NamedTuple):
+    """The features of T tokens, ``value * exp(exponent)``.
+
+    Attributes:
+        value: (B, H, T, m), of the softmax kinds at most 1.
+        exponent: (B, H, T); its dependence on the split-off maximum is left out of gradients, where it cancels.
+        scaled: (B, H, T, D), x~.
+    """
+
+    value: Float[Tensor, "B H T m"]
+    exponent: Float[Tensor, "B H T"]
+    scaled: Float[Tensor, "B H T D"]
+
+
+def random_features(x: Float[Tensor, "B H T D"], projection: Float[Tensor, "#H W D"], kind: Kind) -> Features:
+    """The features of the tokens x, in float32 at least.
+
+    Args:
+        x: queries or keys, heads first.
+        projection: the random rows, one set for all heads or one for each.
+        kind: which features; see the head of this file.
+
+    Example:
+        >>> x, projection = torch.randn(1, 2, 5, 4), torch.randn(1, 7, 4)
+        >>> phi = random_features(x, projection, "softmax")
+        >>> expected = torch.exp(x / 4**0.25 @ projection.mT - x.square().sum(-1, keepdim=True) / 4**0.5 / 2) / 7**0.5
+        >>> torch.allclose(phi.value * phi.exponent.exp()[..., None], expected)
+        True
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    x, projection = (x.to(dtype) * x.shape[-1] ** -0.25).contiguous(), projection.to(dtype)
+    # one matrix product for all heads where they share the rows
+    u = F.linear(x, projection[0]) if len(projection) == 1 else x @ projection.mT
+    if kind == "relu":
+        return Features(F.relu(u) + RELU_OFFSET, u.new_zeros(u.shape[:-1]), x)
+    u = torch.cat((u, -u), -1) if kind == "symmetric" else u
+    top = u.detach().amax(-1, keepdim=True)
+    exponent = top.squeeze(-1) - x.square().sum(-1) / 2 - math.log(u.shape[-1]) / 2
+    return Features(u.sub_(top).exp_(), exponent, x)
+
+
+def features_backward(
+    slope: Float[Tensor, "B H T m"], phi: Features, projection: Float[Tensor, "#H W D"], kind: Kind, *, exponent: bool
+) -> tuple[Float[Tensor, "B H T D"], Float[Tensor, "B H T W"]]:
+    """From the gradient of ``phi.value`` to those of x and of W x~; ``slope`` is overwritten.
+
+    Args:
+        slope: the gradient of the values.
+        phi: what :func:`random_features` returned.
+        projection, kind: as given to it.
+        exponent: the exponent was multiplied in. Its gradient then is the product of the values and their gradients.
+    """
+    projection = projection.to(slope.dtype)
+    if kind == "relu":
+        slope.mul_(phi.value > RELU_OFFSET)
+    else:
+        slope.mul_(phi.value)
+    norm = slope.sum(-1, keepdim=True) if exponent and kind != "relu" else None
+    if kind == "symmetric":
+        slope = torch.sub(*slope.chunk(2, -1))
+    x = slope @ (projection[0] if len(projection) == 1 else projection)
+    if norm is not None:
+        x.addcmul_(norm, phi.scaled, value=-1.0)
+    return x.mul_(phi.scaled.shape[-1] ** -0.25), slope

@@ -223,6 +223,6 @@ def test_help_comes_at_once_and_loads_no_torch():
     start = time.perf_counter()
     told = subprocess.run([sys.executable, "-m", "regard.cli", "--help"], capture_output=True, text=True, check=False)
     assert told.returncode == 0
-    for name in ("race", "list", "show", "doctor", "check"):
+    for name in ("race", "list", "show", "doctor", "check", "verify", "bench"):
         assert f"  {name} " in told.stdout
     assert time.perf_counter() - start < 5

@@ -33,7 +33,7 @@ def test_reads_names_and_variants(words, expected):
 
 @pytest.mark.parametrize("words", ["window=3", "local:", "local:window", "local:window=", "local:=3"])
 def test_refuses_what_is_no_variant(words):
-    with pytest.raises(InputError, match="--mechanisms"):
+    with pytest.raises(InputError, match="NAME:"):
         parse([words])
 
 

@@ -1,12 +1,13 @@
 """The commands: what they are called, what they take, and which function does the work."""
 
-import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+
+from regard.cli.errors import plain_errors
+
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 app = typer.Typer(
     name="regard",
@@ -57,7 +58,7 @@ def race(
     ] = False,
 ) -> None:
     """Train the same small Transformer once per mechanism on your text, and see which attention suits it."""
-    with _plain_errors():
+    with plain_errors():
         from regard.cli.display import Display
         from regard.race.event import hold_race
         from regard.train.budget import parse_seconds
@@ -100,7 +101,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """The mechanisms in a table."""
-    with _plain_errors():
+    with plain_errors():
         from regard.cli.catalogue import print_list
 
         print_list(data=data, causal=causal, family=family, as_json=as_json)
@@ -117,7 +118,7 @@ def show(
     ] = None,
 ) -> None:
     """A mechanism's card: paper, formula, cost, and a picture of its pattern."""
-    with _plain_errors():
+    with plain_errors():
         from regard.cli.catalogue import print_card
 
         print_card(name, png=png, length=length, causal=causal, options=option or [])
@@ -126,7 +127,7 @@ def show(
 @app.command()
 def doctor() -> None:
     """Versions, engines, threads, what is missing and how to get it."""
-    with _plain_errors():
+    with plain_errors():
         from regard.cli.doctor import print_doctor
 
         print_doctor()
@@ -149,7 +150,7 @@ def check(
     time_dim: Annotated[int, typer.Option(help="The axis of time in the inputs.")] = 1,
 ) -> None:
     """Look for causal leaks, padding leaks and other broken promises in any nn.Module; exit code 1 if one is found."""
-    with _plain_errors():
+    with plain_errors():
         from regard.inspect.loading import check_path
 
         report = check_path(
@@ -159,18 +160,68 @@ def check(
     raise typer.Exit(0 if report.ok else 1)
 
 
-@contextmanager
-def _plain_errors() -> Generator[None]:
-    """Turn what the user did wrong into one line and exit code 2; defects of ours keep their traceback."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise typer.Exit(0) from None
-    except ModuleNotFoundError:
-        raise
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"regard: {' '.join(str(error).split())}", file=sys.stderr)
-        raise typer.Exit(2) from error
-    except KeyboardInterrupt:
-        print("regard: stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Mechanisms, or mechanism/case; without them everything.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Replay the *.safetensors files in here instead of those that came with regard.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="What to compute on, such as cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="What to compute in. [default: as recorded, nearly always float32]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Repeat the numbers of the authors' own code on this machine; exit code 1 unless all of them are met."""
+    with plain_errors():
+        from regard.cli.verification import print_verification
+
+        ok = print_verification(names or (), folder=folder, device=device, dtype=dtype, as_json=as_json)
+    raise typer.Exit(0 if ok else 1)
+
+
+@app.command()
+def bench(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="NAME or NAME:option=value,... each; without them all mechanisms on sequences."),
+    ] = None,
+    lengths: Annotated[str, typer.Option(help="Tokens, with commas between; 1k is 1024.")] = "1k,2k,4k",
+    causal: Annotated[bool, typer.Option("--causal", help="The causal forms.")] = False,
+    backward: Annotated[bool, typer.Option("--backward", help="The forward and the backward pass.")] = False,
+    dim: Annotated[int, typer.Option(help="Width of the layer.")] = 512,
+    num_heads: Annotated[int, typer.Option(help="Heads.")] = 8,
+    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and inputs.")] = "float32",
+    device: Annotated[str, typer.Option(help="What to compute on, such as cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Turns of each mechanism at each length.")] = 5,
+    limit: Annotated[
+        float, typer.Option(help="Seconds to build a layer and call it once; those who need more are left out.")
+    ] = 60.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results. [default: a new regard-bench, regard-bench-2, ...]")
+    ] = None,
+) -> None:
+    """Time and memory of the mechanisms against dense attention, at growing lengths, in turns."""
+    with plain_errors():
+        from regard.cli.benchmark import print_bench
+
+        given: dict[str, Any] = {
+            "mechanisms": tuple(names or ()),
+            "causal": causal,
+            "backward": backward,
+            "dim": dim,
+            "num_heads": num_heads,
+            "batch": batch,
+            "dtype": dtype,
+            "device": device,
+            "threads": threads,
+            "rounds": rounds,
+            "limit": limit,
+        }
+        interrupted = print_bench(given, lengths=lengths, out=out)
+    if interrupted:
+        raise typer.Exit(130)

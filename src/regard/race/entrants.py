@@ -88,8 +88,8 @@ def choose(settings: Settings) -> Field:
     entrants, absent = [Entrant(YARDSTICK)], list[tuple[str, str]]()
     for word in wanted:
         group = word.name in ("all", "causal") and not word.options
-        for entrant in _group(word.name) if group else [_known(word)]:
-            reason = _obstacle(entrant, settings)
+        for entrant in _group(word.name) if group else [known(word)]:
+            reason = obstacle(entrant, entrant.arguments(settings), causal=settings.task == "lm")
             if not reason:
                 entrants.append(entrant)
             elif entrant.options:
@@ -99,8 +99,9 @@ def choose(settings: Settings) -> Field:
     if settings.task == "lm" and not settings.mechanisms:
         entrants.append(CONTROL)
     unique = {entrant.label: entrant for entrant in entrants}
-    if yardstick := _obstacle(unique[YARDSTICK], settings):
-        raise InputError(f"{YARDSTICK} cannot race: {yardstick}")
+    yardstick = unique[YARDSTICK]
+    if reason := obstacle(yardstick, yardstick.arguments(settings), causal=settings.task == "lm"):
+        raise InputError(f"{YARDSTICK} cannot race: {reason}")
     return Field(tuple(unique.values()), tuple(dict(absent).items()))
 
 
@@ -123,17 +124,17 @@ def parse(words: Sequence[str]) -> list[Entrant]:
         name, colon, option = piece.partition(":")
         if not colon and "=" in piece:
             if not found:
-                raise InputError(f"--mechanisms: {piece!r} stands before any name; write NAME:{piece}")
+                raise InputError(f"{piece!r} stands before any name; write NAME:{piece}")
             name, option = "", piece
         if name:
             found.append(Entrant(name.replace("-", "_")))
         if option:
             key, equals, value = option.partition("=")
             if not (key and equals and value):
-                raise InputError(f"--mechanisms: {piece!r} is not NAME:option=value")
+                raise InputError(f"{piece!r} is not NAME:option=value")
             found[-1].options[key.replace("-", "_")] = _value(value)
         elif colon:
-            raise InputError(f"--mechanisms: {piece!r} is not NAME:option=value")
+            raise InputError(f"{piece!r} is not NAME:option=value")
     return found
 
 
@@ -144,32 +145,43 @@ def nearest(name: str) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
 
 
-def _group(word: str) -> list[Entrant]:
-    """All mechanisms, or those that can be causal; those on other data than sequences only under "all"."""
-    return [Entrant(_ALIASES.get(name, name)) for name in names(causal=True if word == "causal" else None)]
+def known(entrant: Entrant) -> Entrant:
+    """The same entrant under its usual name.
 
-
-def _known(entrant: Entrant) -> Entrant:
-    """The same entrant under its usual name."""
+    Raises:
+        InputError: no mechanism has its name; the message lists the nearest ones.
+    """
     if entrant.name != YARDSTICK and entrant.name not in names():
         raise InputError(f"no mechanism is called {entrant.name!r}: {nearest(entrant.name)}")
     return Entrant(_ALIASES.get(entrant.name, entrant.name), entrant.options)
 
 
-def _obstacle(entrant: Entrant, settings: Settings) -> str:
-    """Why this entrant cannot do the task; empty where it can. The layer is made once, without memory, to find out."""
+def obstacle(entrant: Entrant, arguments: dict[str, Any], *, causal: bool) -> str:
+    """Why this entrant cannot be a layer on sequences; empty where it can.
+
+    Args:
+        entrant: who.
+        arguments: those of ``regard.create``; the layer is made once, without memory, to find out.
+        causal: it must not look ahead.
+    """
     about = entrant.card
     if about.data != "sequence":
         return f"works on {about.data}s, not on sequences"
-    if settings.task == "lm" and about.causal is None:
+    if causal and about.causal is None:
         return f"not causal: {about.refuses.get('causal', 'an earlier output depends on later inputs')}"
     try:
-        create(entrant.name, device="meta", **entrant.arguments(settings))
+        options: dict[str, Any] = {**arguments, "device": "meta"}
+        create(entrant.name, **options)
     except (TypeError, ValueError) as error:
         return " ".join(str(error).split())
     except Exception:
         return ""  # a defect of the mechanism, not of the request: its own process will report it
     return ""
+
+
+def _group(word: str) -> list[Entrant]:
+    """All mechanisms, or those that can be causal; those on other data than sequences only under "all"."""
+    return [Entrant(_ALIASES.get(name, name)) for name in names(causal=True if word == "causal" else None)]
 
 
 def _value(text: str) -> Any:

@@ -50,7 +50,7 @@ def main(folder: Path) -> int:
         emit({"kind": "outcome", "status": status, "error": f"{error.strerror}: {error.filename or folder}"})
     except Exception as error:
         traceback.print_exc()
-        status = "out of memory" if _is_memory(error) else "crashed"
+        status = "out of memory" if is_out_of_memory(error) else "crashed"
         emit({"kind": "outcome", "status": status, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"})
     return 0
 
@@ -96,7 +96,8 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
-def _is_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch or Python gave up for want of memory."""
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 

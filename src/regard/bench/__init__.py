@@ -1,0 +1,1 @@
+"""``regard bench``: time and memory of the mechanisms against dense attention, at growing lengths."""

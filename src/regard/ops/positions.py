@@ -7,7 +7,7 @@ tokens to the front, attends there, and puts its rows back.
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -20,12 +20,12 @@ def real_first(mask: Bool[Tensor, "B M"], *tensors: Float[Tensor, "B _ M _"]) ->
         [1.0, 3.0, 0.0, 2.0]
     """
     order = _order(mask)
-    return tuple(_take(tensor, order) for tensor in tensors)
+    return tuple(take_rows(tensor, order) for tensor in tensors)
 
 
 def put_back(mask: Bool[Tensor, "B N"], out: Float[Tensor, "B H N D"]) -> Float[Tensor, "B H N D"]:
     """Undo :func:`real_first`, and set the rows of the others to 0."""
-    return _take(out, _order(mask).argsort(-1)).masked_fill(~mask[:, None, :, None], 0.0)
+    return take_rows(out, _order(mask).argsort(-1)).masked_fill(~mask[:, None, :, None], 0.0)
 
 
 def from_first_real(
@@ -53,5 +53,9 @@ def _order(mask: Tensor) -> Tensor:
     return mask.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
 
 
-def _take(x: Tensor, rows: Tensor) -> Tensor:
-    return x.gather(-2, rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[-1]))
+def take_rows(x: Float[Tensor, "B H N D"], rows: Int[Tensor, "B R"]) -> Float[Tensor, "B H R D"]:
+    """Row ``rows[b, r]`` of every head: all heads of a token are copied at once, where they lie side by side."""
+    batch, heads, n, width = x.shape
+    place = rows + n * torch.arange(batch, device=x.device)[:, None]
+    tokens = x.transpose(1, 2).reshape(batch * n, heads * width).index_select(0, place.flatten())
+    return tokens.view(batch, rows.shape[1], heads, width).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Patterns: who may look at whom, composable with & | ~."""
 
 from regard.patterns.algebra import PerHead
-from regard.patterns.blocks import BigBird, from_blocks, from_mask, from_mask_mod
+from regard.patterns.blocks import BigBird, ListedBlocks, from_blocks, from_mask, from_mask_mod
 from regard.patterns.grid import Axis, Columns, CrissCross, Halo, Neighborhood, Rows
 from regard.patterns.pattern import Full, Pattern
 from regard.patterns.sequence import Blocks, Causal, Dilated, Fixed, Global, Segments, Strided, Summary, Window
@@ -19,6 +19,7 @@ __all__ = [
     "Full",
     "Global",
     "Halo",
+    "ListedBlocks",
     "Neighborhood",
     "Pattern",
     "PerHead",

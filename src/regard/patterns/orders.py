@@ -83,3 +83,12 @@ def by_blocks(grid: tuple[int, ...], tile: int, dilation: tuple[int, ...], strid
 def by_summary(stride: int, columns: int) -> Order:
     """Keys in the last ``columns`` places of each block of ``stride`` first."""
     return Order(f"summary {stride} {columns}", None, lambda x: (x % stride < stride - columns).long())
+
+
+def by_start(start: int) -> Order:
+    """Positions from ``start`` on first, so that blocks counted from there meet the tiles; those before it last."""
+
+    def before(x: Tensor) -> Tensor:
+        return (x < start).long()
+
+    return Order(f"start {start}", before, before)

@@ -93,15 +93,20 @@ class Listed(Rule):
 
     Args:
         row, column: block numbers of queries and keys.
-        entries: (e, 3) of (head, row, column); a list made for one head serves every head.
+        entries: (e, 3) of (head, row, column).
         member: (h, row, column) -> Bool, the same list asked elementwise.
+        by_head: heads have lists of their own; else head 0's serves every head.
     """
 
     def __init__(
-        self, row: Coordinate, column: Coordinate, entries: Tensor, member: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        row: Coordinate,
+        column: Coordinate,
+        entries: Tensor,
+        member: Callable[[Tensor, Tensor, Tensor], Tensor],
+        by_head: bool,
     ) -> None:
-        self.row, self.column, self.member = row, column, member
-        self.one_head = entries.numel() == 0 or int(entries[:, 0].max()) == 0
+        self.row, self.column, self.member, self.by_head = row, column, member, by_head
         self.width = int(entries[:, 1:].max()) + 2 if entries.numel() else 2
         self._entries = entries
         self._sorted: dict[int, Tensor] = {}
@@ -117,12 +122,13 @@ class Listed(Rule):
         return self._sorted[level]
 
     def judge(self, tiles: Tiles) -> Verdict:
-        top, bottom = tiles.query_range(self.row)
+        # Clamped to a number that is never listed, on either side: beyond the list there is nothing.
+        top, bottom = (side.clamp(-1, self.width - 1) for side in tiles.query_range(self.row))
         left, right = (side.clamp(-1, self.width - 1) for side in tiles.key_range(self.column))
-        inside = (top >= 0) & (bottom < self.width) & (left >= 0)
+        inside = (top >= 0) & (left >= 0)
         # The smallest dyadic group of rows that holds the tile's rows: bit length of top xor bottom.
         level = torch.where(inside, torch.frexp((top ^ bottom).double()).exponent.long(), 0)
-        head = torch.zeros_like(top) if self.one_head else tiles.head
+        head = tiles.head if self.by_head else torch.zeros_like(top)
         found = torch.zeros_like(top)
         for step in level.unique().tolist():
             keys, chosen = self._keys(step), level == step

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from regard.patterns.orders import Order, by_residue, by_summary
+from regard.patterns.orders import Order, by_residue, by_start, by_summary
 from regard.patterns.pattern import Pattern
 from regard.patterns.rules import AllOf, AnyOf, Coordinate, Rule, Within, position
 
@@ -83,19 +83,25 @@ class Dilated(Pattern):
 
 
 class Blocks(Pattern):
-    """i and j lie in the same block of ``block``; or j up to ``before`` blocks earlier or ``after`` later."""
+    """i and j lie in the same block of ``block``; or j up to ``before`` blocks earlier or ``after`` later.
 
-    def __init__(self, block: int, before: int = 0, after: int = 0) -> None:
-        self.block = at_least("block", block, 1)
+    Block 0 begins at position ``start``; what lies before it counts down.
+    """
+
+    def __init__(self, block: int, before: int = 0, after: int = 0, start: int = 0) -> None:
+        self.block, self.start = at_least("block", block, 1), at_least("start", start, 0)
         self.before, self.after = at_least("before", before, 0), at_least("after", after, 0)
-        super().__init__(self.block, self.before, self.after)
+        super().__init__(self.block, self.before, self.after, self.start)
 
     def rule(self) -> Rule:
         return Within(
-            lambda b, h, j: j // self.block,
-            lambda b, h, i: i // self.block - self.before,
-            lambda b, h, i: i // self.block + self.after,
+            lambda b, h, j: (j - self.start) // self.block,
+            lambda b, h, i: (i - self.start) // self.block - self.before,
+            lambda b, h, i: (i - self.start) // self.block + self.after,
         )
+
+    def orders(self, tile: int) -> tuple[Order, ...]:
+        return (by_start(self.start),) if self.start % tile else ()
 
 
 class Summary(Pattern):

@@ -12,6 +12,7 @@ from regard.mechanisms.linear.linear_transformer import LinearTransformer
 from regard.mechanisms.multi_head import ScaledDotProduct
 from regard.registry import UnsupportedError
 from tests.contract import test_lifecycle as lifecycle
+from tests.contract import test_maps as maps
 from tests.contract import test_masks as masks
 from tests.contract import test_rules as rules
 from tests.contract import test_shapes as shapes
@@ -37,11 +38,11 @@ def adds(cls, value):
     return around(cls, "forward", lambda forward, self, *a, **k: forward(*a, **k) + value)
 
 
-def drops(cls, *names):
-    def change(forward, self, *arguments, **options):
-        return forward(*arguments, **{name: value for name, value in options.items() if name not in names})
+def drops(cls, *names, method="forward"):
+    def change(original, self, *arguments, **options):
+        return original(*arguments, **{name: value for name, value in options.items() if name not in names})
 
-    return around(cls, "forward", change)
+    return around(cls, method, change)
 
 
 def with_extra(make):
@@ -170,6 +171,11 @@ FAULTS = {
         [instead(LinearTransformer, "memory", nothing)],
         lambda case: lifecycle.test_streaming_is_refused_where_it_would_be_wrong(free_of(case)),
     ),
+    "weighs padding": (
+        [drops(MultiHead, "key_mask", method="weigh")],
+        lambda case: maps.test_an_exact_map_is_what_the_layer_does(case, True),
+    ),
+    "hears from padding": ([drops(MultiHead, "key_mask")], maps.test_every_layer_has_a_jacobian),
     "tells strange names": (
         [around(MultiHead, "forward", strangely_named)],
         lifecycle.test_aux_is_a_flat_dict_of_named_tensors,
@@ -202,7 +208,9 @@ def test_every_fault_is_found(fault, monkeypatch):
 
 
 def test_no_test_is_left_out():
-    tests = {name for module in (rules, shapes, masks, lifecycle) for name in vars(module) if name.startswith("test_")}
+    tests = {
+        name for module in (rules, shapes, masks, lifecycle, maps) for name in vars(module) if name.startswith("test_")
+    }
     exempt = {"test_a_context_is_refused", "test_unknown_names_name_the_nearest"}  # they need another kind of case
     used = {name for _, contract in FAULTS.values() for name in (contract.__name__, *contract.__code__.co_names)}
     assert tests - exempt == tests & used

@@ -5,10 +5,13 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
+from regard.inspect import Map
 from regard.race.data import prepare
 from regard.race.entrants import Entrant, Field
 from regard.race.leaderboard import show
+from regard.race.looking import pack
 from regard.race.outcome import Outcome
 from regard.race.page import render
 from regard.race.page.charts import Level, Series, chart
@@ -25,6 +28,15 @@ def prepared():
     return prepare(SETTINGS)
 
 
+def looked(label):
+    """The passage has 64 bytes; in row 40 byte 7 has the largest weight."""
+    if label != "full":
+        return {"error": f"ValueError: {EVIL}"}
+    weights = torch.full((1, 2, 64, 64), 0.25)
+    weights[:, :, 40, 7] = 0.5
+    return pack(Map(weights, "exact"))
+
+
 def finished(label, shift):
     curve = [
         {"steps": step, "seconds": step / 10, "tokens": step * 64, "quality": 7 + shift - step / 4}
@@ -34,6 +46,7 @@ def finished(label, shift):
     return Outcome(
         label, parameters=1000, steps=4, seconds=0.4, tokens=256, curve=curve, quality=3 + shift / 10, units=units,
         evaluation_seconds=0.1, memory={"base": 10**8, "peak": 3 * 10**8}, milliseconds={"attention": 3.0, "rest": 7.0},
+        attention_map=looked(label),
     )  # fmt: skip
 
 
@@ -73,6 +86,8 @@ def test_the_schema_is_documented(results):
         assert set(results[name]) <= documented, name
     assert set(results["entrants"][0]) <= documented
     assert set(results["entrants"][0]["curve"][0]) <= documented
+    for entry in results["entrants"]:
+        assert set(entry["attention_map"]) <= documented
     assert set(results["verdict"]["differences"][0]) <= documented
 
 
@@ -86,7 +101,7 @@ class Sources(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.tags.append(tag)
         self.loads += [value for name, value in attributes if name in ("src", "href", "data", "srcset", "xlink:href")]
-        if tag not in ("meta", "link", "circle", "line", "path", "polyline", "br"):
+        if tag not in ("meta", "link", "circle", "line", "path", "polyline", "br", "img"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -99,14 +114,18 @@ def test_the_page_is_whole_and_loads_nothing(results):
     parser = Sources()
     parser.feed(page)
     assert parser.open == []
-    assert parser.loads == ["data:,"]
+    assert parser.loads[0] == "data:,"
+    assert len(parser.loads) == 4, "the mean of two heads and each of them"
+    assert all(load.startswith("data:image/png;base64,") for load in parser.loads[1:])
     assert "url(" not in page
     assert "@import" not in page
     assert EVIL not in page
-    assert page.count("&lt;script&gt;") == 2
+    assert page.count("&lt;script&gt;") == 3
     assert parser.tags.count("script") == 1
     for words in (
         "Best: local:window=8",
+        "Where it looked",
+        "exact weights, mean of 2 heads",
         "equal time",
         "prefers-color-scheme: dark",
         "width=device-width",
@@ -114,6 +133,20 @@ def test_the_page_is_whole_and_loads_nothing(results):
     ):
         assert words in page
     assert page.count('class="pattern"') >= 3
+
+
+def test_a_jacobian_says_that_it_is_one(results):
+    results["entrants"][1]["attention_map"] = pack(Map(torch.rand(1, 1, 64, 64), "jacobian"))
+    page = render(results)
+    assert "Jacobian norm, from 8 mixtures of its features<" in page
+    assert page.count('class="look"') == 1, "one head has no mean"
+
+
+def test_results_of_before_there_were_maps_make_a_page(results):
+    for entry in results["entrants"]:
+        del entry["attention_map"]
+    del results["data"]["passage"]
+    assert "Where it looked" not in render(results)
 
 
 def test_the_page_of_a_race_that_nobody_finished(prepared):
@@ -187,14 +220,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.w
 
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
 def test_a_browser_opens_the_page_without_errors_or_requests(results, tmp_path):
-    probe = (
-        "<script>window.onerror=(m)=>{document.title='ERROR '+m};"
-        "addEventListener('load',()=>{const c=document.querySelector('circle');"
-        "c.dispatchEvent(new PointerEvent('pointerover',{bubbles:true}));"
-        "const w=document.documentElement;"
-        "document.title=[performance.getEntriesByType('resource').length,w.scrollWidth<=w.clientWidth,"
-        "document.getElementById('tip').textContent.split('\\n')[0]].join('|')});</script>"
-    )
+    probe = """<script>
+      const tip = (target, kind, place) => {
+        target.dispatchEvent(new PointerEvent(kind, { bubbles: true, ...place }));
+        return document.getElementById("tip").textContent;
+      };
+      window.onerror = (message) => { document.title = "ERROR " + message; };
+      addEventListener("load", () => {
+        const root = document.documentElement, map = document.querySelector("img.look");
+        const box = map.getBoundingClientRect(), cell = box.width / 64;
+        const row = { clientX: box.left + 7.5 * cell, clientY: box.top + 40.5 * cell };
+        const point = tip(document.querySelector("circle"), "pointerover", {}).split("\\n")[0];
+        const weight = tip(map, "pointermove", row).split("\\n")[1].match(/.*: 0.../)[0];
+        const full = [...document.querySelectorAll("#tip .passage span")].map((sign, place) =>
+          sign.style.backgroundColor === "rgb(70, 130, 230)" ? place : "").join("");
+        document.title = [performance.getEntriesByType("resource").length, root.scrollWidth <= root.clientWidth,
+          point, weight, full].join("|");
+      });
+    </script>"""
+    passage = results["data"]["passage"]
+    signs = [passage[place].replace(" ", "space").replace("\n", "line end") for place in (40, 7)]
     (tmp_path / "report.html").write_text(render(results).replace("<head>", f"<head>{probe}"))
     for width in ("390", "1200"):
         told = subprocess.run(
@@ -205,5 +250,5 @@ def test_a_browser_opens_the_page_without_errors_or_requests(results, tmp_path):
         )  # fmt: skip
         title = re.search(r"<title>(.*?)</title>", told.stdout)
         assert title is not None, told.stderr
-        assert title[1] == "0|true|local:window=8"
+        assert title[1] == f"0|true|local:window=8|{signs[0]} (40) to {signs[1]} (7): 0.50|7"
         assert "CONSOLE" not in told.stderr

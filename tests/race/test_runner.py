@@ -18,7 +18,7 @@ from regard.race.job import CURVE, Job, profile
 from regard.race.outcome import Outcome
 from regard.race.runner import Runner
 from regard.race.settings import Settings
-from regard.race.worker import _is_memory
+from regard.race.worker import is_out_of_memory
 from regard.tasks.documents import InputError
 from regard.train.checkpoint import CheckpointError
 from regard.train.trainer import DivergedError
@@ -158,9 +158,9 @@ def test_a_full_disk_ends_the_race(tmp_path):
 def test_memory_errors_are_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert _is_memory(caught.value)
-    assert _is_memory(MemoryError())
-    assert not _is_memory(RuntimeError("shapes do not match"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
 
 
 def test_a_race_holds_its_folder(tmp_path):

@@ -1,5 +1,6 @@
-"""Looking at modules: :mod:`regard.inspect.check` finds leaks, ignored masks and what else breaks in real use."""
+"""Looking at modules: what breaks in real use (:mod:`regard.inspect.check`), and who looks at whom."""
 
+from regard.inspect.maps import Map, attention_map, bertviz
 from regard.inspect.report import Report, Row
 
-__all__ = ["Report", "Row"]
+__all__ = ["Map", "Report", "Row", "attention_map", "bertviz"]

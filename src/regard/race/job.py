@@ -15,6 +15,7 @@ from torch import nn
 from regard.race.build import build
 from regard.race.data import prepare
 from regard.race.entrants import Entrant
+from regard.race.looking import choose_passage, look
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
 from regard.tasks.documents import InputError
@@ -59,6 +60,7 @@ class Job:
         if fingerprint and prepared.fingerprint != fingerprint:
             raise InputError("the text has changed since the race began")
         warm_up()
+        self.passage = choose_passage(prepared.task, settings.num_heads)
         self.outcome = Outcome(entrant.label, memory={"base": memory_now()})
         model = build(entrant, settings, prepared.task.num_classes)
         self.outcome.parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -88,12 +90,13 @@ class Job:
         return self.outcome
 
     def _finish(self) -> None:
-        """Judge on the test part and measure; memory first, because measuring and judging are no part of training."""
+        """Judge on the test part, look and measure; memory first, because none of this is part of training."""
         self._save()
         self.outcome.memory |= {"peak": memory_peak(), "device": device_memory_peak()}
         judgement = self._judge("test")
         self.outcome.quality, self.outcome.units = judgement.quality, judgement.units
         self._count()
+        self.outcome.attention_map = look(self.trainer.model, self.passage)
         self.outcome.milliseconds = profile(self.trainer)
 
     def _point(self) -> None:

@@ -1,6 +1,7 @@
 """What became of an entrant."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -16,6 +17,7 @@ class Outcome:
         curve: steps, seconds and quality on the validation part.
         quality, units: on the test part; units are (document, sum of scores, amount).
         memory: bytes; "base" before the model existed, "peak" of the process, "device" on an accelerator.
+        attention_map: of its last attention on the passage, see :func:`regard.race.looking.pack`; or an "error".
         milliseconds: of a step, by "attention" and "rest", measured on a few steps after training.
         resumed: how often the run went on from a checkpoint.
     """
@@ -32,6 +34,7 @@ class Outcome:
     quality: float | None = None
     units: list[tuple[str, float, float]] = field(default_factory=list[tuple[str, float, float]])
     memory: dict[str, int] = field(default_factory=dict[str, int])
+    attention_map: dict[str, Any] = field(default_factory=dict[str, Any])
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])
     device: str = "cpu"
     resumed: int = 0

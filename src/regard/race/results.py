@@ -14,6 +14,7 @@ from typing import Any
 
 from regard.race.data import Prepared
 from regard.race.entrants import CONTROL, Entrant, Field
+from regard.race.looking import choose_passage
 from regard.race.machine import machine
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
@@ -50,7 +51,7 @@ def assemble(
         "metric": asdict(metric),
         "settings": asdict(settings),
         "machine": machine(),
-        "data": _data(prepared),
+        "data": _data(prepared, settings),
         "baselines": baselines,
         "entrants": [_entry(entrants[label], by_label[label], settings) for label in order],
         "absent": [{"name": name, "reason": reason} for name, reason in field.absent],
@@ -118,13 +119,14 @@ def write(folder: Path, results: dict[str, Any], page: str) -> None:
     write_file(folder / "report.html", page.encode())
 
 
-def _data(prepared: Prepared) -> dict[str, Any]:
+def _data(prepared: Prepared, settings: Settings) -> dict[str, Any]:
     return {
         "name": prepared.name,
         "sha256": prepared.fingerprint,
         "split": prepared.rule,
         "parts": {part: {"documents": count, "bytes": size} for part, (count, size) in prepared.sizes.items()},
         "remarks": prepared.remarks,
+        "passage": choose_passage(prepared.task, settings.num_heads).decode("latin-1"),
     }
 
 

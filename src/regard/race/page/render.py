@@ -1,4 +1,4 @@
-"""The page: the pick first, then the leaderboard, the curves, the patterns, and how it was measured."""
+"""The page: the pick first, then the leaderboard, the curves, patterns and maps, and how it was measured."""
 
 from collections.abc import Mapping
 from html import escape
@@ -8,6 +8,7 @@ from typing import Any
 
 from regard.race.page.board import equal, leaderboard
 from regard.race.page.figures import curves, patterns
+from regard.race.page.looks import looks
 from regard.race.page.parts import definitions, note, section, sentence
 from regard.race.settings import Settings
 
@@ -15,8 +16,11 @@ from regard.race.settings import Settings
 def render(results: Mapping[str, Any]) -> str:
     """The whole page as HTML; it loads nothing from anywhere."""
     told = dict(results)
-    frame, style, script = (_own(name) for name in ("frame.html", "style.css", "hover.js"))
-    parts = (_head(told), _pick(told), leaderboard(told), curves(told), equal(told), patterns(told), _how(told))
+    frame, style, script = _own("frame.html"), _own("style.css"), _own("hover.js") + _own("look.js")
+    parts = (
+        *(_head(told), _pick(told), leaderboard(told), curves(told), equal(told)),
+        *(patterns(told), looks(told), _how(told)),
+    )
     title = escape(f"Which attention? {told['data']['name']}")
     return Template(frame).substitute(title=title, style=style, script=script, main="\n".join(parts))
 

@@ -117,11 +117,11 @@ def _heads(pattern: Pattern) -> int | None:
 
 
 def _layer(name: str, about: Card, causal: bool, length: int, options: dict[str, Any]) -> torch.nn.Module:
-    """The mechanism on the meta device, in sizes that a picture needs."""
+    """The mechanism in sizes that a picture needs."""
     shared: dict[str, Any] = (
         {"dim": 64, "num_heads": 4, "max_length": length, "causal": causal} if about.data == "sequence" else {}
     )
-    return create(name, device="meta", **{**shared, **options})
+    return create(name, **{**shared, **options})
 
 
 def _draw(pattern: Pattern, length: int, path: Path) -> None:

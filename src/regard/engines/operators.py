@@ -73,10 +73,27 @@ def operators(name: str, engine: Engine, composite: Composite) -> Calls:
 def _run(function: Composite, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     rows, width = query.shape[:-1], value.shape[-1]
     if 0 in query.shape[:-1] or 0 in key.shape[:-1]:
-        return query.new_zeros(*rows, width), query.new_full(rows, -torch.inf, dtype=widen(query.dtype))
+        return _room(query, value).zero_(), query.new_full(rows, -torch.inf, dtype=widen(query.dtype))
     with _exact(query.device.type):
         out, lse = function(unpack(query, key, value, *rest))
-    return out.reshape(*rows, width).contiguous(), lse.reshape(rows).contiguous()
+    return _laid_out(out.reshape(*rows, width), query), lse.reshape(rows).contiguous()
+
+
+def _room(like: Tensor, row: Tensor) -> Tensor:
+    """Room for rows as wide as ``row``, in memory as ``like`` is: a layer joins its heads without a copy."""
+    return (
+        torch.empty_like(like) if row.shape[-1] == like.shape[-1] else like.new_empty(*like.shape[:-1], row.shape[-1])
+    )
+
+
+def _laid_out(found: Tensor, like: Tensor) -> Tensor:
+    """The same numbers in the memory format of :func:`_room`; they are copied only where they are in another."""
+    if found.stride() == like.stride() and like.is_contiguous():
+        return found
+    wanted = _room(like.to("meta"), found)
+    if all(size == 1 or a == b for size, a, b in zip(found.shape, found.stride(), wanted.stride(), strict=True)):
+        return found
+    return _room(like, found).copy_(found)
 
 
 def _run_backward(
@@ -118,7 +135,7 @@ def _fit(grad: Tensor | None, like: Tensor, lead: torch.Size) -> Tensor:
         raise RuntimeError(f"an engine owes the gradient of its input of shape {tuple(like.shape)}")
     if grad.numel() != like.numel():
         grad = grad.reshape(*lead, *grad.shape[1:]).sum_to_size(like.shape)
-    return grad.reshape(like.shape).to(like.dtype).contiguous()
+    return _laid_out(grad.reshape(like.shape).to(like.dtype), like)
 
 
 @contextmanager
@@ -145,13 +162,12 @@ def _autograd_works() -> Generator[None]:
 
 
 def _fake_forward(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    rows = query.shape[:-1]
-    return query.new_empty(*rows, value.shape[-1]), query.new_empty(rows, dtype=widen(query.dtype))
+    return _room(query, value), query.new_empty(query.shape[:-1], dtype=widen(query.dtype))
 
 
 def _fake_backward(query: Tensor, key: Tensor, value: Tensor, tensors: list[Tensor], *rest: Any) -> list[Tensor]:
     inputs = [query, key, value, *tensors]
-    return [tensor.new_empty(tensor.shape) for tensor, need in zip(inputs, rest[-1], strict=True) if need]
+    return [torch.empty_like(tensor) for tensor, need in zip(inputs, rest[-1], strict=True) if need]
 
 
 # --- derivatives -----------------------------------------------------------------------------------------------------

@@ -30,13 +30,13 @@ class Layout:
         self.schedule = schedule(part, batches, heads, problem.rep, problem.query.device.type)
 
     def cut_queries(self, rows: Tensor) -> Tensor:
-        """(B, H, N, ...) -> (U, rows of tiles, R * tile, ...), the rows of a unit's heads stacked."""
+        """(B, H, N, ...) -> (U, rows of tiles, R * tile, ...) contiguous, the rows of a unit's heads stacked."""
         stacked, tail = self.schedule.head.shape[1], rows.shape[3:]
         if not self.schedule.stacked and self.part.heads != tuple(range(rows.shape[1])):
             rows = rows[:, torch.tensor(self.part.heads, device=rows.device)]
         tiles = self._cut(rows, self.part.query_rows)
         tiles = tiles.unflatten(1, (-1, stacked)).transpose(2, 3)
-        return tiles.reshape(self.schedule.units, self.part.rows, -1, *tail)
+        return tiles.reshape(self.schedule.units, self.part.rows, -1, *tail).contiguous()
 
     def cut_keys(self, rows: Tensor) -> Tensor:
         """(B, G, M, D) -> (B * G, columns of tiles, tile, D), contiguous."""

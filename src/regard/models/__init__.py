@@ -4,16 +4,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.models.reversible import ChunkedFeedForward as ChunkedFeedForward
+    from regard.models.reversible import PreNorm as PreNorm
+    from regard.models.reversible import ReversibleBlock as ReversibleBlock
+    from regard.models.reversible import ReversibleSequence as ReversibleSequence
     from regard.models.transformer import TransformerClassifier as TransformerClassifier
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
     from regard.models.transformer import TransformerLM as TransformerLM
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    **dict.fromkeys(("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"), "reversible"),
     "Transformer": "transformer_2017",
     **dict.fromkeys(("TransformerClassifier", "TransformerEncoder", "TransformerLM"), "transformer"),
 }
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "ChunkedFeedForward",
+    "PreNorm",
+    "ReversibleBlock",
+    "ReversibleSequence",
     "Transformer",
     "TransformerClassifier",
     "TransformerEncoder",

@@ -17,8 +17,9 @@ HEADS = 4
 
 
 def pattern_of(entrant: Entrant, settings: Settings) -> Pattern | None:
-    """The fixed pattern of an entrant's attention, or None where it has none."""
-    layer = create(entrant.name, device="meta", **entrant.arguments(settings))
+    """The fixed pattern of an entrant's attention, or None where it has none; one draw where it is random."""
+    with torch.random.fork_rng([]):
+        layer = create(entrant.name, **entrant.arguments(settings))
     found = getattr(getattr(layer, "core", layer), "pattern", None)
     return found if isinstance(found, Pattern) else None
 

@@ -1,0 +1,1 @@
+"""Content picks the pairs: a query sees the keys that are like it."""

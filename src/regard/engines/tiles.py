@@ -14,6 +14,7 @@ from torch import Tensor
 
 from regard.engines.problem import Gradients, Problem, Request, Serves, Shared, widen
 from regard.engines.tile_composite import composite
+from regard.engines.tile_flash import FlashChunks
 from regard.engines.tile_layout import TILE, Layout, plan_of, serves_all_heads
 from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import Place, TileScores, dropout_scale, mask_index, row_index
@@ -58,17 +59,9 @@ def _forward(layout: Layout, number: int) -> tuple[Tensor, Tensor]:
     value = layout.cut_keys(layout.problem.value.to(layout.problem.wide))
     out = value.new_zeros(*scores.query.shape[:3], value.shape[-1])
     lse = value.new_full(out.shape[:3], -torch.inf)
+    flash = FlashChunks(scores, value)
     for chunk in layout.schedule.chunks:
-        weights = scores(chunk)
-        most = weights.amax(-1)
-        empty = most == -torch.inf
-        torch.softmax(weights, -1, out=weights)
-        # The largest weight is exp(0) over the row's sum: two cheap passes give lse beside the fused softmax.
-        chunk_lse = most.sub_(weights.amax(-1).log_()).masked_fill_(empty, -torch.inf)
-        dropped = dropout_scale(layout.problem, weights, number, chunk.number)
-        if dropped is not None:
-            weights.mul_(dropped)
-        chunk_out = torch.bmm(weights, chunk.keys(value)).masked_fill_(empty[..., None], 0.0)
+        chunk_out, chunk_lse = flash.attend(chunk) if flash.serve(chunk) else _attend(scores, value, chunk, number)
         if chunk.lane.alone:
             chunk.put(out, chunk_out)
             chunk.put(lse, chunk_lse)
@@ -77,6 +70,20 @@ def _forward(layout: Layout, number: int) -> tuple[Tensor, Tensor]:
             place = (chunk.unit.to(out.device)[:, None], chunk.lane.row.to(out.device))
             _join(out, lse, place, chunk_out.unflatten(0, shape), chunk_lse.unflatten(0, shape))
     return layout.join_queries(out), layout.join_queries(lse)
+
+
+def _attend(scores: TileScores, value: Tensor, chunk: Chunk, number: int) -> tuple[Tensor, Tensor]:
+    """One chunk: out (u * r, R * tile, Dv) and lse (u * r, R * tile); rows without a pair are 0 with lse -inf."""
+    weights = scores(chunk)
+    most = weights.amax(-1)
+    empty = most == -torch.inf
+    torch.softmax(weights, -1, out=weights)
+    # The largest weight is exp(0) over the row's sum: two cheap passes give lse beside the fused softmax.
+    lse = most.sub_(weights.amax(-1).log_()).masked_fill_(empty, -torch.inf)
+    dropped = dropout_scale(scores.problem, weights, number, chunk.number)
+    if dropped is not None:
+        weights.mul_(dropped)
+    return torch.bmm(weights, chunk.keys(value)).masked_fill_(empty[..., None], 0.0), lse
 
 
 def _join(

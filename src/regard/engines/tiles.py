@@ -118,15 +118,25 @@ class _Sums:
     """Where the gradients of all parts are added up."""
 
     def __init__(self, problem: Problem, needs: tuple[bool, ...]) -> None:
+        self.problem, self.needs = problem, needs
+        # those of queries, keys and values come in whole, those of masks and terms in pieces
+        self.whole: list[Tensor | None] = [None, None, None]
         mask = None if problem.attn_mask is None else problem.attn_mask.tensor
-        self.problem = problem
-        wanted = (problem.query, problem.key, problem.value, mask, *problem.term_tensors())
-        found = [
+        self.mask, *self.terms = (
             torch.zeros(t.shape, dtype=problem.wide, device=t.device) if need and t is not None else None
-            for t, need in zip(wanted, needs, strict=True)
-        ]
-        self.dtypes = [None if t is None else t.dtype for t in wanted]
-        self.query, self.key, self.value, self.mask, *self.terms = found
+            for t, need in zip((mask, *problem.term_tensors()), needs[3:], strict=True)
+        )
+
+    def add(self, place: int, gradient: Tensor, part: Part | None = None) -> None:
+        """Add a part's gradient of the query (0), key (1) or value (2); that of queries may concern some heads only."""
+        before = self.whole[place]
+        if part is not None and not serves_all_heads(part, self.problem):
+            if before is None:
+                before = torch.zeros_like(self.problem.query, dtype=gradient.dtype)
+            before[_heads(part, before)] += gradient
+        else:
+            before = gradient if before is None else before.add_(gradient)
+        self.whole[place] = before
 
     def add_terms(self, place: Place, gradients: list[Tensor]) -> None:
         """Add a chunk's gradients of the term tensors that want one."""
@@ -152,11 +162,16 @@ class _Sums:
 
     def result(self) -> Gradients:
         """The gradients in the dtypes of what they belong to."""
-        found = [self.query, self.key, self.value, self.mask, *self.terms]
-        query, key, value, mask, *terms = (
-            None if t is None else t.to(dtype) for t, dtype in zip(found, self.dtypes, strict=True)
+        problem = self.problem
+        query, key, value = (
+            (torch.zeros_like(t) if found is None else found.to(t.dtype)) if need else None
+            for t, found, need in zip((problem.query, problem.key, problem.value), self.whole, self.needs, strict=False)
         )
-        return Gradients(query, key, value, mask, tuple(terms))
+        mask = None if self.mask is None or problem.attn_mask is None else self.mask.to(problem.attn_mask.tensor.dtype)
+        pairs = zip(problem.term_tensors(), self.terms, strict=True)
+        return Gradients(
+            query, key, value, mask, tuple(None if sums is None else sums.to(t.dtype) for t, sums in pairs)
+        )
 
 
 def _backward(layout: Layout, number: int, grad_out: Tensor, mean: Tensor, lse: Tensor, sums: _Sums) -> None:
@@ -182,12 +197,9 @@ def _backward(layout: Layout, number: int, grad_out: Tensor, mean: Tensor, lse: 
         inner = undo_terms(inner)
         chunk.put_more(grad_query, torch.bmm(inner, chunk.keys(scores.key)))
         chunk.add_product(grad_key, inner, query)
-    if sums.query is not None:
-        sums.query[_heads(layout.part, sums.query)] += layout.join_queries(grad_query) * problem.scale
-    if sums.key is not None:
-        sums.key += layout.join_keys(grad_key)
-    if sums.value is not None:
-        sums.value += layout.join_keys(grad_value)
+    sums.add(0, layout.join_queries(grad_query.mul_(problem.scale)), layout.part)
+    sums.add(1, layout.join_keys(grad_key))
+    sums.add(2, layout.join_keys(grad_value))
 
 
 def _logits(scores: TileScores, chunk: Chunk, sums: _Sums) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

@@ -10,7 +10,19 @@ from torch.testing import assert_close
 import regard
 from regard.engines import dense, tile_lanes, tile_layout, tile_schedule, tiles
 from regard.engines.problem import Problem, Shared
-from regard.patterns import BigBird, Causal, Columns, Full, Global, PerHead, Segments, Strided, Window
+from regard.patterns import (
+    BigBird,
+    Blocks,
+    Causal,
+    Columns,
+    Full,
+    Global,
+    PerHead,
+    Segments,
+    Strided,
+    Window,
+    from_mask,
+)
 from regard.scores import Bias, Dot, Relative, Slope, SoftCap
 from tests.patterns.expressions import random_pattern
 
@@ -187,3 +199,34 @@ def test_heads_cut_from_a_projection(pattern):
     slopes = [torch.autograd.grad(out.square().sum(), heads) for out in outs]
     assert_close(outs[0], outs[1])
     assert_close(*slopes)
+
+
+@pytest.mark.parametrize(
+    "pattern", [Window(70), Causal() & Window(90), Window(20, 5), Blocks(100), Window(70) & ~Global(3)]
+)
+@pytest.mark.parametrize(("n", "m"), [(320, 320), (321, 321), (200, 330), (330, 200), (40, 40), (1, 300)])
+def test_bands_are_computed_where_they_lie(pattern, n, m, monkeypatch):
+    """Whatever the ends of queries and keys cut off; and nothing is cut into tiles on the way."""
+    q, k, v = (
+        torch.randn(2, size, 3 * 4, dtype=torch.float64).unflatten(-1, (3, 4)).transpose(1, 2) for size in (n, m, m)
+    )
+    expected = regard.attend(q, k, v, pattern, engine="dense", return_lse=True)
+    monkeypatch.setattr(tiles, "_forward", None)
+    assert_close(regard.attend(q, k, v, pattern, engine="tiles", return_lse=True), expected)
+
+
+def test_what_is_no_band_is_cut_into_tiles(monkeypatch):
+    q = torch.randn(1, 2, 500, 4)
+    monkeypatch.setattr(tiles.tile_strips, "forward", None)
+    for pattern, options in ((Window(9) | Global(1), {}), (Window(9), {"key_mask": torch.rand(1, 500) < 0.5})):
+        assert_close(regard.attend(q, q, q, pattern, engine="tiles", **options),
+                     regard.attend(q, q, q, pattern, engine="dense", **options))  # fmt: skip
+
+
+def test_one_row_with_a_gap_makes_it_no_band():
+    """Rows are told apart by how many columns they have: here those with the fewest are the ones without a gap."""
+    mask = torch.zeros(500, 500, dtype=torch.bool)
+    mask[:, :30] = True
+    mask[300:, 200:210] = True
+    q = torch.randn(1, 2, 500, 4)
+    assert_close(regard.attend(q, q, q, from_mask(mask), engine="tiles"), regard.attend(q, q, q, attn_mask=mask))

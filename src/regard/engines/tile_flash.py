@@ -1,18 +1,65 @@
-"""Chunks of tiles on the CPU by torch's flash kernel: it stores no weights, and lse comes with the output.
+"""Tiles on the CPU by torch's flash kernel: it stores no weights, and lse comes with the output.
 
 Forward only: over 64 queries at a time its backward is slower than ours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from regard.engines.problem import Problem
 from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import TileScores
-from regard.patterns.plan import FULL
+from regard.patterns.plan import FULL, Part
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+
+Mask = tuple[Tensor | None, Tensor | None]
+
+
+def able(problem: Problem) -> bool:
+    """Whether only what hides pairs stands between products and softmax."""
+    changed = problem.terms or problem.attn_mask is not None or problem.seed is not None
+    return problem.query.device.type == "cpu" and problem.query.shape[-1] == problem.value.shape[-1] and not changed
+
+
+def hidden_pairs(part: Part, masks: Sequence[tuple[int, int]], width: int, stacked: int, dtype: torch.dtype) -> Mask:
+    """What the masks of a row of tiles add to its scores, and which of its queries they leave without a pair.
+
+    Args:
+        part: of a plan.
+        masks: (position, mask number) of partial tiles.
+        width: columns of tiles.
+        stacked: query heads whose rows are stacked.
+        dtype: of the scores.
+
+    Returns:
+        0 or -inf (1, 1, R * tile, c * tile), and Bool (R * tile); None each where there is no such thing.
+    """
+    if not masks:
+        return None, None
+    numbers = torch.full((width,), FULL)
+    for position, number in masks:
+        numbers[position] = number
+    # One mask more: FULL, which is -1, reads the last, which hides nothing.
+    allowed = torch.cat([part.masks, part.masks.new_ones(1, part.tile, part.tile)])[numbers]
+    allowed = allowed.transpose(0, 1).flatten(1).repeat(stacked, 1)
+    hidden = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf)
+    empty = ~allowed.any(-1)
+    return hidden[None, None], empty if bool(empty.any()) else None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, empty: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The kernel on (a, b, L, D) and (a, b, S, D); the queries that are ``empty`` give 0 with lse -inf."""
+    out, lse = _flash(query, key, value, 0.0, False, attn_mask=hidden, scale=scale)
+    if empty is None:
+        return out, lse
+    return out.masked_fill(empty[:, None], 0.0), lse.masked_fill(empty, -torch.inf)
 
 
 class FlashChunks:
@@ -25,38 +72,21 @@ class FlashChunks:
 
     def __init__(self, scores: TileScores, value: Tensor) -> None:
         self.scores, self.value = scores, value
-        problem = scores.problem
-        changed = problem.terms or problem.attn_mask is not None or problem.seed is not None
-        square = problem.query.shape[-1] == problem.value.shape[-1]
-        self.able = problem.query.device.type == "cpu" and square and not changed and problem.key_mask is None
-        self._hidden: dict[object, tuple[Tensor | None, Tensor | None]] = {}
+        self.able = able(scores.problem) and scores.problem.key_mask is None
+        self._masks: dict[object, Mask] = {}
 
     def serve(self, chunk: Chunk) -> bool:
-        """Whether nothing stands between products and softmax but one mask for all rows of tiles."""
+        """Whether one mask serves all its rows of tiles."""
         return self.able and all(isinstance(number, int) for _, number in chunk.lane.masks)
 
     def attend(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """out (u * r, R * tile, Dv) and lse (u * r, R * tile); rows without a pair are 0 with lse -inf."""
-        query, key = chunk.queries(self.scores.query), chunk.keys(self.scores.key)
-        hidden, empty = self._mask(chunk)
-        tensors = (t[:, None] for t in (query, key, chunk.keys(self.value)))
-        out, lse = (t.squeeze(1) for t in _flash(*tensors, 0.0, False, attn_mask=hidden, scale=1.0))
-        if empty is not None:
-            out, lse = out.masked_fill(empty[:, None], 0.0), lse.masked_fill(empty, -torch.inf)
-        return out, lse
-
-    def _mask(self, chunk: Chunk) -> tuple[Tensor | None, Tensor | None]:
-        """What is added to the scores, (1, 1, R * tile, c * tile), and which rows it leaves without a pair."""
-        lane = chunk.lane
-        if not lane.masks:
-            return None, None
-        key = (lane.masks, lane.width)
-        if key not in self._hidden:
-            numbers = torch.full((lane.width,), FULL)
-            for position, number in lane.masks:
-                numbers[position] = number
-            stacked = self.scores.layout.schedule.head.shape[1]
-            hidden = self.scores.hidden[numbers].transpose(0, 1).flatten(1).repeat(stacked, 1)
-            empty = (hidden == -torch.inf).all(-1)
-            self._hidden[key] = hidden[None, None], empty if bool(empty.any()) else None
-        return self._hidden[key]
+        """out (u * r, R * tile, Dv) and lse (u * r, R * tile)."""
+        lane, layout = chunk.lane, self.scores.layout
+        if (lane.masks, lane.width) not in self._masks:
+            masks, stacked = [(p, int(number)) for p, number in lane.masks], layout.schedule.head.shape[1]
+            found = hidden_pairs(layout.part, masks, lane.width, stacked, self.value.dtype)
+            self._masks[lane.masks, lane.width] = found
+        tensors = (chunk.queries(self.scores.query), chunk.keys(self.scores.key), chunk.keys(self.value))
+        query, key, value = (t[:, None] for t in tensors)
+        out, lse = attend(query, key, value, *self._masks[lane.masks, lane.width], 1.0)
+        return out.squeeze(1), lse.squeeze(1)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from regard.engines import tile_strips
 from regard.engines.problem import Gradients, Problem, Request, Serves, Shared, widen
 from regard.engines.tile_composite import composite
 from regard.engines.tile_flash import FlashChunks
@@ -38,6 +39,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
     """-> out (B, H, N, Dv) and lse (B, H, N)."""
     parts = plan_of(problem).parts
     if len(parts) == 1 and serves_all_heads(parts[0], problem):
+        if tile_strips.serve(problem, parts[0]):
+            out, lse = tile_strips.forward(problem, parts[0])
+            return out.to(problem.query.dtype), lse
         out, lse = _forward(Layout(problem, parts[0]), 0)
         return out.to(problem.query.dtype), lse
     shape = (*problem.query.shape[:3], problem.value.shape[-1])

@@ -34,7 +34,7 @@ def race(
     ] = None,
     length: Annotated[int | None, typer.Option(help="Bytes per sequence. [default: 2048]")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Training time of each entrant, such as 60s or 2m. [default: 20s]")
+        str | None, typer.Option(help="Training time of each entrant, such as 60s or 2m. [default: 14s]")
     ] = None,
     ngram: Annotated[
         int | None, typer.Option(help="Bytes that each position reads at the input; 1: only its own. [default: 4]")

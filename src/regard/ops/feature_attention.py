@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 from regard.engines.transforms import ordinary
 from regard.ops.feature_gradients import gradients
 from regard.ops.feature_sums import FeatureSums, attend
-from regard.ops.random_features import Kind
+from regard.ops.features import Kind
 
 
 def feature_attention(
@@ -27,16 +27,18 @@ def feature_attention(
     kind: Kind = "softmax",
     causal: bool = False,
     key_mask: Bool[Tensor, "B M"] | None = None,
+    eps: float = 0.0,
 ) -> tuple[Float[Tensor, "B H N Dv"], FeatureSums]:
-    """sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j), with derivatives of any order.
+    """sum_j phi(q_i) . phi(k_j) v_j / (sum_j phi(q_i) . phi(k_j) + eps), with derivatives of any order.
 
     Args:
         q, k, v: queries, keys and values, heads first; causal, M >= N and the last query stands at the last key.
-        projection: the random rows of the features.
+        projection: the random rows of the features; (1, 0, D) for a kind without.
         before: the sums over keys that come before these.
         kind: which features.
         causal: query i sees the keys up to its own.
         key_mask: True for real keys.
+        eps: added to the denominator, for kinds without an exponent.
 
     Returns:
         One row per query, 0 where all its weights are; and the sums over all keys so far.
@@ -47,7 +49,7 @@ def feature_attention(
         >>> out.shape, sums.state.shape
         (torch.Size([1, 2, 5, 4]), torch.Size([1, 2, 7, 5]))
     """
-    arguments = (q, k, v, projection, key_mask, kind, causal, *before)
+    arguments = (q, k, v, projection, key_mask, kind, causal, eps, *before)
     transformed = not torch.compiler.is_compiling() and (
         forward_ad._current_level >= 0 or not ordinary(q, k, v, projection, *before)
     )
@@ -65,19 +67,25 @@ def _attend(
     key_mask: Tensor | None,
     kind: str,
     causal: bool,
+    eps: float,
     state: Tensor,
     exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # an operator may not return its inputs, which without keys the sums would be
-    return attend(q, k, v, projection, key_mask, kind, causal, state.clone(), exponent.clone())
+    before = state.clone(), exponent.clone()
+    return attend(q, k, v, projection, key_mask, kind, causal, eps, *before, out=_rows(q, v))
 
 
 @_attend.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     state, exponent = rest[-2:]
+    return _rows(q, v), state.new_empty(*q.shape[:3], 1), torch.empty_like(state), torch.empty_like(exponent)
+
+
+def _rows(q: Tensor, v: Tensor) -> Tensor:
+    """Room for a row of values for each query, tokens before heads: the layer joins the heads without a copy."""
     batch, heads, n, _ = q.shape
-    out = v.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)
-    return out, state.new_empty(batch, heads, n, 1), torch.empty_like(state), torch.empty_like(exponent)
+    return v.new_empty(batch, n, heads, v.shape[-1]).transpose(1, 2)
 
 
 @torch.library.custom_op("regard::feature_attention_backward", mutates_args=())
@@ -89,6 +97,7 @@ def _backward(
     key_mask: Tensor | None,
     kind: str,
     causal: bool,
+    eps: float,
     state: Tensor,
     exponent: Tensor,
     out: Tensor,
@@ -99,7 +108,7 @@ def _backward(
     grad_state: Tensor,
     needs_projection: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    inputs = (q, k, v, projection, key_mask, kind, causal, state, exponent)
+    inputs = (q, k, v, projection, key_mask, kind, causal, eps, state, exponent)
     results = (out, total, after_state, after_exponent, grad_out, grad_state)
     return gradients(*inputs, *results, needs_projection)
 
@@ -108,24 +117,24 @@ def _backward(
 def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     q, k, v = (tensor.new_empty(tensor.transpose(1, 2).shape).transpose(1, 2) for tensor in arguments[:3])
     projection = arguments[3]
-    return q, k, v, projection.new_empty(projection.shape if arguments[-1] else 0), torch.empty_like(arguments[7])
+    return q, k, v, projection.new_empty(projection.shape if arguments[-1] else 0), torch.empty_like(arguments[8])
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.kind, ctx.causal, state, exponent = inputs
+    *tensors, ctx.kind, ctx.causal, ctx.eps, state, exponent = inputs
     ctx.save_for_backward(*tensors, state, exponent, *output)
 
 
 def _derivative(ctx: Any, grad_out: Tensor, _: Any, grad_state: Tensor, __: Any) -> tuple[Tensor | None, ...]:
     *tensors, state, exponent, out, total, after_state, after_exponent = ctx.saved_tensors
-    inputs = (*tensors, ctx.kind, ctx.causal, state, exponent)
+    inputs = (*tensors, ctx.kind, ctx.causal, ctx.eps, state, exponent)
     needs = ctx.needs_input_grad
     if torch.is_grad_enabled() and ordinary(grad_out):  # for gradients of gradients
         found = _differentiable(inputs, grad_out, grad_state, needs)
     else:
         results = (out, total, after_state, after_exponent, grad_out, grad_state)
         q, k, v, projection, before = _backward(*inputs, *results, needs[3])
-        found = (q, k, v, projection, None, None, None, before, None)
+        found = (q, k, v, projection, None, None, None, None, before, None)
     return tuple(slope if need else None for slope, need in zip(found, needs, strict=True))
 
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from regard.ops.feature_sums import FeatureSums, Inputs, decay
-from regard.ops.random_features import Features, features_backward
+from regard.ops.feature_sums import Decays, FeatureSums, Inputs, rescaled, weigh
+from regard.ops.features import Features, features_backward
 
 
 class _Given(NamedTuple):
@@ -56,14 +56,14 @@ class _Backward:
         """Keys that all queries see, from the sums that end with them and the gradient of their state."""
         for rows in self.inputs.seen_chunks():
             phi, values = self.inputs.keys(rows)
-            weight = decay(phi, sums.exponent)
-            self.keys((weight * values) @ slope.mT, phi, weight * (phi.value @ slope), rows)
+            key_slope = weigh(values, phi, sums.exponent) @ slope.mT
+            self.keys(key_slope, phi, weigh(phi.value @ slope, phi, sums.exponent), rows)
 
     def all_seen(self, sums: FeatureSums, slope: Tensor) -> Tensor:
-        """Queries that see the sums of all keys: -> the gradient of their state."""
+        """Queries that see the sums of all keys: -> the gradient of their state, which is added to ``slope``."""
         for rows in self.inputs.query_chunks():
             phi, slopes = self.inputs.queries(rows), self.given.slopes(rows)
-            slope = _plus(slope, phi.value, slopes)
+            _add_product(slope, phi.value.mT, slopes)
             self.queries(slopes @ sums.state.mT, phi, rows)
         return slope
 
@@ -73,9 +73,9 @@ class _Backward:
         for rows in self.inputs.query_chunks():
             phi, slopes = self.inputs.queries(rows), self.given.slopes(rows)
             keys, values = self.inputs.keys(self.inputs.own_keys(rows))
-            among, past = sums.decays(keys)
-            slope = ((slopes @ values.mT).mul_(among) @ keys.value).add_((past * slopes) @ sums.state.mT)
-            self.queries(slope, phi, rows)
+            decays = Decays.between(sums.exponent, keys)
+            slope = decays.on_past(slopes @ sums.state.mT)
+            self.queries(_add_product(slope, decays.on_pairs(slopes @ values.mT), keys.value), phi, rows)
             sums = sums.add(keys, values)
             exponents.append(sums.exponent)
         return exponents
@@ -86,19 +86,20 @@ class _Backward:
         for rows, before, after in reversed(chunks):
             phi, slopes = self.inputs.queries(rows).value, self.given.slopes(rows)
             keys, values = self.inputs.keys(self.inputs.own_keys(rows))
-            among, past = FeatureSums(slope, before).decays(keys)
-            weight, pairs = decay(keys, after), (phi @ keys.value.mT).mul_(among)
-            key_slope = ((slopes @ values.mT).mul_(among).mT @ phi).add_((weight * values) @ slope.mT)
-            value_slope = (pairs.mT @ slopes).add_(weight * (keys.value @ slope))
+            decays = Decays.between(before, keys)
+            key_slope = weigh(values, keys, after) @ slope.mT
+            _add_product(key_slope, decays.on_pairs(slopes @ values.mT).mT, phi)
+            value_slope = weigh(keys.value @ slope, keys, after)
+            _add_product(value_slope, decays.on_pairs(phi @ keys.value.mT).mT, slopes)
             self.keys(key_slope, keys, value_slope, self.inputs.own_keys(rows))
-            slope = _plus((before - after).exp()[..., None, None] * slope, phi, past * slopes)
+            slope = _add_product(rescaled(slope, before, after), phi.mT, decays.on_past(slopes))
         return slope
 
 
-def _plus(state: Tensor, phi: Tensor, values: Tensor) -> Tensor:
-    """state + phi^T values."""
-    flat = (tensor.flatten(0, 1) for tensor in (state, phi.mT, values))
-    return torch.baddbmm(*flat).view_as(state)
+def _add_product(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """rows += left right."""
+    rows.view(-1, *rows.shape[-2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
+    return rows
 
 
 def gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -111,18 +112,18 @@ def gradients(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     Returns:
         The gradients of q, k, v, the projection (empty where it is not needed), and the state before.
     """
-    inputs, sums, after = Inputs(*arguments[:7]), FeatureSums(*arguments[7:9]), FeatureSums(*arguments[11:13])
-    out, total, grad_out, grad_state, needs_projection = (*arguments[9:11], *arguments[13:])
+    inputs, sums, after = Inputs(*arguments[:8]), FeatureSums(*arguments[8:10]), FeatureSums(*arguments[12:14])
+    out, total, grad_out, grad_state, needs_projection = (*arguments[10:12], *arguments[14:])
     found = _Backward(inputs, _Given(out, total, grad_out), needs_projection)
-    start = sums.exponent
+    start, slope = sums.exponent, grad_state.clone(memory_format=torch.contiguous_format)
     with torch.autocast(inputs.q.device.type, enabled=False), torch.no_grad():
         if inputs.causal:
             for rows in inputs.seen_chunks():
                 sums = sums.add(*inputs.keys(rows))
-            slope = found.causal_keys(found.causal_queries(sums), grad_state)
+            slope = found.causal_keys(found.causal_queries(sums), slope)
         else:
-            sums, slope = after, found.all_seen(after, grad_state)
+            sums, slope = after, found.all_seen(after, slope)
         found.past_keys(sums, slope)
-        slope = (start - sums.exponent).exp()[..., None, None] * slope
+        slope = rescaled(slope, start, sums.exponent)
     projection = inputs.projection.new_zeros(0) if found.projection is None else found.projection
     return found.q, found.k, found.v, projection.to(inputs.projection.dtype), slope

@@ -104,8 +104,8 @@ class Settings:
         ]
 
 
-DEFAULT_SECONDS = 20.0
-"""Five entrants and the control then take less than four minutes on two cores, start and examinations included."""
+DEFAULT_SECONDS = 14.0
+"""Eight entrants and the control then take less than four minutes on two cores, start and examinations included."""
 
 
 def _option(name: str) -> str:

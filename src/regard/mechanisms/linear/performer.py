@@ -6,7 +6,7 @@ Choromanski et al. 2020, arXiv:2009.14794, eq. 4 to 7 and Lemma 1. With x~ = x /
     y_i = sum_j phi(q_i) . phi(k_j) v_j / sum_j phi(q_i) . phi(k_j)
 
 where j runs over the real keys, in the causal case over those up to i. The rows are orthogonal in blocks of D, with
-the norms of Gaussian vectors. Two more kinds of features: :mod:`regard.ops.random_features`.
+the norms of Gaussian vectors. Other kinds of features: :mod:`regard.ops.features`.
 
 Departures from the code of the authors and its ports: they add 1e-4 to every feature and take the largest exponent
 over all keys, so a later key changes earlier outputs; here the exponents cancel exactly, and causal means causal. Their
@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 
 from regard.ops.feature_attention import feature_attention
 from regard.ops.feature_sums import FeatureSums
-from regard.ops.random_features import Kind, Norms, orthogonal_rows
+from regard.ops.features import Norms, RandomKind, orthogonal_rows
 from regard.registry import Card, Core, Sample, UnsupportedError, register
 
 
@@ -36,7 +36,7 @@ def performer_attention(
     v: Float[Tensor, "B H M Dv"],
     projection: Float[Tensor, "#H W D"],
     *,
-    features: Kind = "softmax",
+    features: RandomKind = "softmax",
     causal: bool = False,
     key_mask: Bool[Tensor, "B M"] | None = None,
     before: FeatureSums | None = None,
@@ -96,7 +96,7 @@ class Performer(Core):
         num_features: m, int(D ln D) by default.
         features: "softmax", "symmetric" (two features a row) or "relu", another kernel that trains well.
         causal: no query sees a later key.
-        norms: of the rows, see :func:`regard.ops.random_features.orthogonal_rows`.
+        norms: of the rows, see :func:`regard.ops.features.orthogonal_rows`.
         per_head: rows of its own for each of ``num_heads``, instead of the same for all.
         num_heads: H, needed for ``per_head``.
         device, dtype: of the rows.
@@ -124,14 +124,14 @@ class Performer(Core):
     )
 
     projection: Tensor
-    features: Kind
+    features: RandomKind
     norms: Norms
 
     def __init__(
         self,
         head_dim: int,
         num_features: int | None = None,
-        features: Kind = "softmax",
+        features: RandomKind = "softmax",
         causal: bool = False,
         *,
         norms: Norms = "chi",

@@ -173,7 +173,9 @@ class Layer(_Mechanism):
     """A mechanism that owns its projections: ``layer(x, context=None, *, key_mask, query_mask, segments, generator)``.
 
     One with something to tell also takes ``return_aux`` and then returns (y, aux): a flat dict of tensors named
-    ``loss/...``, ``metric/...`` or ``map/...``.
+    ``loss/...``, ``metric/...`` or ``map/...``. One whose attention is a weighted sum of values has ``weigh(x, values,
+    context=None, *, key_mask, query_mask, segments, generator)``, what the same weights make of other values: exact
+    attention maps come from it.
     """
 
 

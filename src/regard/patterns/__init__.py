@@ -1,7 +1,8 @@
 """Patterns: who may look at whom, composable with & | ~."""
 
 from regard.patterns.algebra import PerHead
-from regard.patterns.blocks import BigBird, ListedBlocks, from_blocks, from_mask, from_mask_mod
+from regard.patterns.bigbird import BigBird, ListedBlocks
+from regard.patterns.blocks import from_blocks, from_mask, from_mask_mod
 from regard.patterns.grid import Axis, Columns, CrissCross, Halo, Neighborhood, Rows
 from regard.patterns.pattern import Full, Pattern
 from regard.patterns.sequence import Blocks, Causal, Dilated, Fixed, Global, Segments, Strided, Summary, Window

@@ -29,6 +29,11 @@ def position(b: Tensor, h: Tensor, x: Tensor) -> Tensor:
     return x
 
 
+def block_of(block: int, start: int = 0) -> Coordinate:
+    """The number of the block, ``block`` positions each from ``start`` on."""
+    return lambda b, h, x: (x - start) // block
+
+
 class Rule(ABC):
     """A predicate on pairs (batch b, head h, query position i, key position j)."""
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from regard.patterns import algebra, blocks, grid, pattern, sequence
+from regard.patterns import algebra, bigbird, blocks, grid, pattern, sequence
 from regard.patterns.pattern import Pattern
 
 _CLASSES = {
     found.__name__: found
-    for module in (pattern, algebra, sequence, grid, blocks)
+    for module in (pattern, algebra, sequence, grid, bigbird, blocks)
     for found in vars(module).values()
     if isinstance(found, type) and issubclass(found, Pattern) and not found.__name__.startswith("_")
 }

@@ -32,7 +32,7 @@ from regard.ops.caches import Cache, continue_from, empty_cache
 from regard.ops.positions import from_first_real, take_rows
 from regard.patterns import BigBird as BigBirdPattern
 from regard.patterns import Blocks, Causal, Global, ListedBlocks, Pattern
-from regard.patterns.blocks import draw_blocks
+from regard.patterns.bigbird import draw_blocks
 from regard.registry import Card, Core, Sample, UnsupportedError, register
 
 Form = Literal["itc", "etc"]

@@ -21,7 +21,7 @@ from regard.engines.joining import merge
 from regard.engines.problem import Gradients, Problem, Request, Serves
 from regard.engines.recompute import gradients
 
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -65,7 +65,7 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor]:
         )
     for part in parts:
         here = part.of(mask)
-        out, lse = _flash(*part.cut(query, key, value), 0.0, part.causal, attn_mask=here, scale=problem.scale)
+        out, lse = flash(*part.cut(query, key, value), 0.0, part.causal, attn_mask=here, scale=problem.scale)
         if here is not None:
             lse = lse.masked_fill(part.empty(here, lse.shape[-1]), -torch.inf)
         outs.append(F.pad(out, (0, 0, part.row, 0)) if part.row else out)

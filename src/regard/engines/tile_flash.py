@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from regard.engines.problem import Problem
+from regard.engines.sdpa import flash
 from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import TileScores
 from regard.patterns.plan import FULL, Part
-
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 Mask = tuple[Tensor | None, Tensor | None]
 
 
 def able(problem: Problem) -> bool:
-    """Whether only what hides pairs stands between products and softmax."""
-    changed = problem.terms or problem.attn_mask is not None or problem.seed is not None
-    return problem.query.device.type == "cpu" and problem.query.shape[-1] == problem.value.shape[-1] and not changed
+    """Whether nothing but the pattern stands between products and softmax."""
+    masked = problem.key_mask is not None or problem.attn_mask is not None
+    square = problem.query.shape[-1] == problem.value.shape[-1]
+    return problem.query.device.type == "cpu" and square and not (masked or problem.terms or problem.seed is not None)
 
 
 def hidden_pairs(part: Part, masks: Sequence[tuple[int, int]], width: int, stacked: int, dtype: torch.dtype) -> Mask:
@@ -56,7 +56,7 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, empty: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """The kernel on (a, b, L, D) and (a, b, S, D); the queries that are ``empty`` give 0 with lse -inf."""
-    out, lse = _flash(query, key, value, 0.0, False, attn_mask=hidden, scale=scale)
+    out, lse = flash(query, key, value, 0.0, False, attn_mask=hidden, scale=scale)
     if empty is None:
         return out, lse
     return out.masked_fill(empty[:, None], 0.0), lse.masked_fill(empty, -torch.inf)
@@ -72,7 +72,7 @@ class FlashChunks:
 
     def __init__(self, scores: TileScores, value: Tensor) -> None:
         self.scores, self.value = scores, value
-        self.able = able(scores.problem) and scores.problem.key_mask is None
+        self.able = able(scores.problem)
         self._masks: dict[object, Mask] = {}
 
     def serve(self, chunk: Chunk) -> bool:

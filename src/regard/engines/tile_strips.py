@@ -33,9 +33,9 @@ class Strip:
     width: int
     masks: tuple[tuple[int, int], ...]
 
-    def alone(self) -> Iterator[Strip]:
-        """Its rows one by one."""
-        for step in range(self.count):
+    def alone(self, start: int) -> Iterator[Strip]:
+        """Its rows one by one, from ``start`` on."""
+        for step in range(start, self.count):
             yield replace(self, row=self.row + step, count=1, column=self.column + step)
 
 
@@ -53,11 +53,9 @@ def strips(part: Part) -> tuple[Strip, ...]:
     keys = (len(part.key_rows) - int((part.key_rows < 0).sum())) // part.tile
     cut: list[Strip] = []
     for strip in found:
-        inside = min(whole - strip.row, keys - strip.column - strip.width + 1, strip.count)
-        inside = max(inside, 0)
-        rows = list(strip.alone())
+        inside = max(0, min(whole - strip.row, keys - strip.column - strip.width + 1, strip.count))
         cut += [replace(strip, count=inside)] if inside else []
-        cut += rows[inside:]
+        cut += strip.alone(inside)
     return tuple(cut)
 
 
@@ -79,7 +77,7 @@ def _strips(lane: Lane) -> list[Strip]:
 def serve(problem: Problem, part: Part) -> bool:
     """Whether this is a band in natural order, the same for all heads and sequences, and the kernel can have it."""
     plain = part.natural and part.planes == 1 and problem.rep == 1
-    return plain and able(problem) and problem.key_mask is None and bool(strips(part))
+    return plain and able(problem) and bool(strips(part))
 
 
 def forward(problem: Problem, part: Part) -> tuple[Tensor, Tensor]:
@@ -127,6 +125,7 @@ def _keys(strip: Strip, part: Part, t: Tensor) -> Tensor:
 
 def _leave_empty(part: Part, out: Tensor, lse: Tensor) -> None:
     """Rows of tiles that see nothing: 0 and -inf."""
-    for row in (part.row_pointer.diff() == 0).nonzero().flatten().tolist():
-        place = slice(row * part.tile, (row + 1) * part.tile)
-        out[:, :, place], lse[:, :, place] = 0.0, -torch.inf
+    empty = part.row_pointer.diff() == 0
+    if bool(empty.any()):
+        rows = empty.repeat_interleave(part.tile)[: lse.shape[-1]]
+        out[:, :, rows], lse[:, :, rows] = 0.0, -torch.inf

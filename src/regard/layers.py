@@ -7,7 +7,15 @@ import torch
 from torch import Generator, Tensor, nn
 
 from regard.memory import LayerMemory
-from regard.ops.masks import check_mask, check_segments, check_tokens, check_values, from_key_padding_mask, positions
+from regard.ops.masks import (
+    check_mask,
+    check_segments,
+    check_tokens,
+    check_values,
+    from_key_padding_mask,
+    hide,
+    positions,
+)
 from regard.ops.packing import Documents
 from regard.ops.rotary import Rotary
 from regard.registry import Core, Layer, UnsupportedError
@@ -127,7 +135,7 @@ class MultiHead(Layer):
         """
         q, k, v, key_mask, query_mask = self._enter(x, context, key_mask, query_mask, segments)
         out, aux = self._attend(q, k, v, key_mask, query_mask, segments, generator)
-        y = _hide(self._join(out), query_mask)
+        y = hide(self._join(out), query_mask)
         return (y, aux) if return_aux else y
 
     def weigh(
@@ -231,7 +239,7 @@ class MultiHead(Layer):
             key_mask = query_mask if key_mask is None else key_mask
             query_mask = key_mask if query_mask is None else query_mask
         # whatever stands in padding, NaN too, stays out of every core
-        return _hide(x, query_mask), _hide(source, key_mask), key_mask, query_mask
+        return hide(x, query_mask), hide(source, key_mask), key_mask, query_mask
 
     def _check(self, x: Tensor, context: Tensor | None, segments: Tensor | None) -> None:
         check_tokens(x, self.dim)
@@ -306,8 +314,3 @@ def head_width(dim: int, num_heads: int, head_dim: int | None = None) -> int:
     if head_dim is None and dim % num_heads:
         raise ValueError(f"dim={dim} is no multiple of num_heads={num_heads}: choose another, or pass head_dim")
     return dim // num_heads if head_dim is None else head_dim
-
-
-def _hide(x: Tensor, mask: Tensor | None) -> Tensor:
-    """x (B, N, C) with masked tokens set to exactly 0."""
-    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)

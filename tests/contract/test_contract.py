@@ -131,7 +131,7 @@ FAULTS = {
         [around(LinearTransformer, "forward", lambda f, self, q, k, v, **o: f(q, k[:, :, -9:], v[:, :, -9:]))],
         lambda case: masks.test_cross_attention(case, "padding right"),
     ),
-    "padding gets in": ([instead(regard.layers, "_hide", same)], masks.test_padding_may_hold_anything),
+    "padding gets in": ([instead(regard.layers, "hide", same)], masks.test_padding_may_hold_anything),
     "documents mix": ([drops(MultiHead, "segments")], masks.test_documents_do_not_see_each_other),
     "something from nothing": (
         [adds(LinearTransformer, 1e-3)],

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from regard.registry import UnsupportedError
+
 
 def check_tokens(x: Tensor, dim: int, name: str = "x") -> None:
     """Refuse what is no (batch, length, dim).
@@ -28,6 +30,45 @@ def check_mask(mask: Tensor | None, batch: int, length: int, name: str = "key_ma
         raise TypeError(f"{name} is {mask.dtype}: pass Bool, True for tokens that take part, e.g. {name}.bool()")
     if mask.shape != (batch, length):
         raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the tokens are {(batch, length)}: (batch, length)")
+
+
+def hide(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, N, C) with masked tokens set to exactly 0, whatever stood there, NaN too."""
+    return x if mask is None else x.masked_fill(~mask[..., None], 0.0)
+
+
+def admit_one_sequence(
+    name: str,
+    x: Tensor,
+    dim: int,
+    context: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+    segments: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The door of a layer that attends within one sequence.
+
+    Args:
+        name: of the mechanism, for messages.
+        x, context, key_mask, query_mask, segments: as layers take them.
+        dim: the width of the layer.
+
+    Returns:
+        x with what neither asks nor is asked set to 0, and both masks, each the default of the other.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit.
+        UnsupportedError: a context.
+    """
+    check_tokens(x, dim)
+    for title, mask in (("key_mask", key_mask), ("query_mask", query_mask)):
+        check_mask(mask, *x.shape[:2], name=title)
+    check_segments(segments, *x.shape[:2])
+    if context is not None:
+        raise UnsupportedError(f"{name} attends within one sequence: it takes no context")
+    key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
+    part = None if key_mask is None or query_mask is None else key_mask | query_mask
+    return hide(x, part), key_mask, query_mask
 
 
 def check_values(values: Tensor, batch: int, heads: int, length: int) -> None:

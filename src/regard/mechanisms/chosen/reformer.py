@@ -30,10 +30,10 @@ from torch import Generator, Tensor, nn
 from regard.layers import head_width
 from regard.ops.chunk_attention import chunk_attention
 from regard.ops.hashing import lsh_buckets
-from regard.ops.masks import check_mask, check_segments, check_tokens, check_values
+from regard.ops.masks import admit_one_sequence, check_values
 from regard.ops.packing import Documents
 from regard.ops.sorted_chunks import MOST_TOKENS, Reach, arrange
-from regard.registry import Card, Layer, Sample, UnsupportedError, register
+from regard.registry import Card, Layer, Sample, register
 
 COLUMNS = 64
 """Of each of the two factors where the number of buckets follows the length: 128 buckets, or at most 128 x 128."""
@@ -261,7 +261,7 @@ class Reformer(Layer):
             ValueError, TypeError: shapes or masks that do not fit.
             UnsupportedError: a context.
         """
-        x, key_mask, query_mask = self._admit(x, context, key_mask, query_mask, segments)
+        x, key_mask, query_mask = admit_one_sequence("reformer", x, self.dim, context, key_mask, query_mask, segments)
         out = self._attend(x, self._heads(self.v_proj(x)), key_mask, query_mask, segments, generator)
         y = self.proj_drop(self.out_proj(out.transpose(1, 2).flatten(2)))
         return (y, {}) if return_aux else y
@@ -286,32 +286,10 @@ class Reformer(Layer):
         Returns:
             (B, H, N, Dv), 0 for masked queries.
         """
-        x, key_mask, query_mask = self._admit(x, context, key_mask, query_mask, segments)
+        x, key_mask, query_mask = admit_one_sequence("reformer", x, self.dim, context, key_mask, query_mask, segments)
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         return self._attend(x, values, key_mask, query_mask, segments, generator)
-
-    def _admit(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        key_mask: Tensor | None,
-        query_mask: Tensor | None,
-        segments: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What asks and is asked, with padding set to 0, and its masks."""
-        check_tokens(x, self.dim)
-        for name, mask in (("key_mask", key_mask), ("query_mask", query_mask)):
-            check_mask(mask, *x.shape[:2], name=name)
-        check_segments(segments, *x.shape[:2])
-        if context is not None:
-            raise UnsupportedError(
-                "reformer attends within one sequence, its queries are its keys: it takes no context"
-            )
-        key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
-        if key_mask is not None and query_mask is not None:
-            x = x.masked_fill(~(key_mask | query_mask)[..., None], 0.0)
-        return x, key_mask, query_mask
 
     def _attend(
         self,

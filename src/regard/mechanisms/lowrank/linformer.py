@@ -21,6 +21,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import MultiHead
+from regard.ops.masks import hide
 from regard.ops.positions import real_first
 from regard.registry import Card, Core, Sample, register
 
@@ -120,8 +121,7 @@ class MixFirst(MultiHead):
         v = self._project_mixtures(self.v_proj, mixed if f is e else mix(f, tokens, key_mask), f, tokens, key_mask)
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         drop = self.core.attn_drop * self.training
-        y = self._join(attend_to_mixtures(q, k, v, attn_drop=drop, generator=generator))
-        y = y if query_mask is None else y.masked_fill(~query_mask[..., None], 0.0)
+        y = hide(self._join(attend_to_mixtures(q, k, v, attn_drop=drop, generator=generator)), query_mask)
         return (y, {}) if return_aux else y
 
     def _project_mixtures(

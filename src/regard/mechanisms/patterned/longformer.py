@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
 from regard.memory import RollingWindow
-from regard.ops.masks import check_mask, check_tokens, check_values
+from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
 from regard.ops.packing import Documents
 from regard.patterns import Causal, Dilated, Global, Pattern, PerHead, Window
 from regard.patterns.algebra import Not
@@ -155,9 +155,8 @@ class Longformer(Layer):
             ValueError, TypeError: shapes or masks that do not fit.
             UnsupportedError: a context, or global tokens in a causal layer.
         """
-        key_mask, query_mask = self._enter(x, context, key_mask, query_mask, global_mask)
-        y = self._join(self._look(x, None, key_mask, query_mask, global_mask, segments, generator))
-        y = y if query_mask is None else y.masked_fill(~query_mask[..., None], 0.0)
+        x, key_mask, query_mask = self._admit(x, context, key_mask, query_mask, segments, global_mask)
+        y = hide(self._join(self._look(x, None, key_mask, global_mask, segments, generator)), query_mask)
         return (y, {}) if return_aux else y
 
     def weigh(
@@ -184,10 +183,10 @@ class Longformer(Layer):
         Raises:
             ValueError, TypeError, UnsupportedError: as in ``forward``.
         """
-        key_mask, query_mask = self._enter(x, context, key_mask, query_mask, global_mask)
+        x, key_mask, query_mask = self._admit(x, context, key_mask, query_mask, segments, global_mask)
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.expand(len(x), self.num_heads, -1, -1)
-        out = self._look(x, values, key_mask, query_mask, global_mask, segments, generator)
+        out = self._look(x, values, key_mask, global_mask, segments, generator)
         return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> RollingWindow:
@@ -205,37 +204,32 @@ class Longformer(Layer):
         keys, values, real, rolled = memory.append(k, v)
         return self._join(attend(q, keys.to(q.dtype), values.to(q.dtype), self.pattern, **self._options(real))), rolled
 
-    def _enter(
+    def _admit(
         self,
         x: Tensor,
         context: Tensor | None,
         key_mask: Tensor | None,
         query_mask: Tensor | None,
+        segments: Tensor | None,
         global_mask: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The masks of keys and of queries, where one serves as both; what does not fit is refused."""
-        check_tokens(x, self.dim)
-        for name, mask in (("key_mask", key_mask), ("query_mask", query_mask), ("global_mask", global_mask)):
-            check_mask(mask, *x.shape[:2], name=name)
-        if context is not None:
-            raise UnsupportedError("longformer attends within one sequence: it takes no context")
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """x with padding set to 0 and the masks of keys and of queries; what does not fit is refused."""
+        admitted = admit_one_sequence("longformer", x, self.dim, context, key_mask, query_mask, segments)
+        check_mask(global_mask, *x.shape[:2], name="global_mask")
         if global_mask is not None and self.causal:
             raise UnsupportedError("a causal longformer takes no global_mask: a global token would see the future")
-        return query_mask if key_mask is None else key_mask, key_mask if query_mask is None else query_mask
+        return admitted
 
     def _look(
         self,
         x: Tensor,
         values: Tensor | None,
         key_mask: Tensor | None,
-        query_mask: Tensor | None,
         global_mask: Tensor | None,
         segments: Tensor | None,
         generator: Generator | None,
     ) -> Tensor:
         """What all tokens see (B, H, N, D), each in its document: the given values or, without, projected ones."""
-        if key_mask is not None and query_mask is not None:  # not even NaN in padding may come through
-            x = x.masked_fill(~(key_mask | query_mask)[..., None], 0.0)
         if segments is None:
             return self._attend(x, values, key_mask, global_mask, generator)
         documents = Documents.of(segments)

@@ -10,14 +10,17 @@ def choose(settings: Settings) -> Field:
     """Dense attention first, then everybody who was named, or all mechanisms on sequences.
 
     Raises:
-        InputError: an unknown name, or dense attention itself cannot be made in these sizes.
+        InputError: an unknown name, a variant that the mechanism refuses, or sizes that dense attention cannot have.
     """
     words = parse(settings.mechanisms) or [Entrant(name) for name in names(data="sequence")]
     able, absent = {YARDSTICK: Entrant(YARDSTICK)}, dict[str, str]()
     if reason := _obstacle(able[YARDSTICK], settings):
         raise InputError(f"{YARDSTICK} cannot be measured: {reason}")
     for entrant in map(known, words):
-        if reason := _obstacle(entrant, settings):
+        reason = _obstacle(entrant, settings)
+        if reason and entrant.options:
+            raise InputError(f"{entrant.label} cannot be measured: {reason}")
+        if reason:
             absent[entrant.label] = reason
         else:
             able[entrant.label] = entrant

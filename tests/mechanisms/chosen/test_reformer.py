@@ -270,6 +270,8 @@ def test_refusals():
         regard.create("reformer", **make)(torch.randn(1, 4, 8), torch.randn(1, 4, 8))
     with pytest.raises(ValueError, match="num_buckets=3: pass an even number"):
         Reformer(**make, num_buckets=3)
+    with pytest.raises(ValueError, match="num_hashes=0"):
+        regard.create("reformer", dim=12, num_heads=3).rehash(0)
     with pytest.raises(ValueError, match="chunk_length=0"):
         Reformer(**make, chunk_length=0)
     for options in ({}, {"causal": True}, {"causal": True, "num_buckets": 4, "chunks_after": 1}):

@@ -200,6 +200,22 @@ def test_a_short_sequence_keeps_the_blocks_that_it_has():
     assert middle.tolist() == [7, 7, 7]
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"block": 0}, "block=0"),
+        ({"max_length": 0}, "max_length=0"),
+        ({"random_within": 0}, "random_within=0"),
+        ({"random": -1}, "random=-1"),
+        ({"globals": -1}, "globals=-1"),
+        ({"window": -1}, "window=-1"),
+    ],
+)
+def test_sizes_that_make_no_sense(options, words):
+    with pytest.raises(ValueError, match=words):
+        BigBird(2, **options)
+
+
 def test_refusals():
     q, k, v, _ = heads_first(N + 1)
     with pytest.raises(ValueError, match=r"30 tokens.*max_length=29"):

@@ -228,7 +228,13 @@ class Reformer(Layer):
         return self.rotations.shape[2]
 
     def rehash(self, num_hashes: int, generator: Generator | None = None) -> None:
-        """Draw and save new rotations of so many rounds, e.g. more for evaluation than for training."""
+        """Draw and save new rotations of so many rounds, e.g. more for evaluation than for training.
+
+        Raises:
+            ValueError: no rounds.
+        """
+        if num_hashes < 1:
+            raise ValueError(f"num_hashes={num_hashes}: a Reformer needs a round of hashing")
         shape = (*self.rotations.shape[:2], num_hashes, self.rotations.shape[3])
         self.rotations = self.rotations.new_empty(shape).normal_(generator=generator)
 

@@ -111,7 +111,7 @@ class BigBird(Core):
         rand_blocks: Long[H, rows, r], -1 for none; the first row belongs to the first block that is not global.
 
     Raises:
-        ValueError: an unknown form, an even window, or a sequence longer than ``max_length``.
+        ValueError: sizes that make no sense, an unknown form, an even window, or a sequence longer than ``max_length``.
         UnsupportedError: streaming without ``causal=True``.
     """
 
@@ -151,6 +151,10 @@ class BigBird(Core):
         super().__init__()
         if form not in ("itc", "etc"):
             raise ValueError(f'form={form!r} is neither "itc" nor "etc"')
+        if min(block, max_length, 1 if random_within is None else random_within) < 1:
+            raise ValueError(f"block={block}, max_length={max_length}, random_within={random_within}: must be positive")
+        if min(window, random, 0 if globals is None else globals) < 0:
+            raise ValueError(f"window={window}, random={random}, globals={globals}: none may be negative")
         if window % 2 == 0:
             raise ValueError(f"window={window} blocks cannot lie evenly around a query's own: choose an odd number")
         self.form: Form = form

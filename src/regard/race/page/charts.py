@@ -7,6 +7,7 @@ from html import escape
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 76, 16, 14, 48
+COLORS = 10  # of the palette in style.css; beyond it lines are dashed
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ def chart(
     parts = [_grid(across, upward, x, y)]
     parts += [_level(level, upward) for level in levels if level.value in near]
     parts += [_series(one, across, upward, lines=lines) for one in series]
-    legend = "".join(f'<li><i class="c{one.color % 8}"></i>{escape(one.name)}</li>' for one in series if one.points)
+    named = (one for one in series if one.points)
+    legend = "".join(f'<li><i class="c{one.color % COLORS}"></i>{escape(one.name)}</li>' for one in named)
     head = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(f"{y} against {x}")}">'
     picture = f"{head}{''.join(parts)}</svg>"
     return f'<div class="chart">{picture}</div><ul class="legend">{legend}</ul>'
@@ -126,8 +128,8 @@ def _level(level: Level, upward: _Axis) -> str:
 
 def _series(one: Series, across: _Axis, upward: _Axis, *, lines: bool) -> str:
     places = [(across(x), upward(y)) for x, y in one.points]
-    color = f"c{one.color % 8}"
-    dash = ' stroke-dasharray="6 4"' if one.color >= 8 else ""
+    color = f"c{one.color % COLORS}"
+    dash = ' stroke-dasharray="6 4"' if one.color >= COLORS else ""
     path = " ".join(f"{x},{y}" for x, y in places)
     parts = [f'<polyline class="{color}" points="{path}"{dash}/>'] if lines and len(places) > 1 else []
     for (x, y), tip in zip(places, one.tips, strict=True):

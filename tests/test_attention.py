@@ -12,7 +12,10 @@ from regard.patterns import Causal, Full, Global, Segments, Window
 from regard.scores import Bias, Relative
 from tests.samples import heads_first
 
-ENGINES = ["dense", "sdpa", "tiles"]
+ENGINES = regard.engines("cpu")  # native is one of them where its library is
+BEST = "native" if "native" in ENGINES else "tiles"  # for what sdpa does not serve; native is before sdpa too
+OTHERS = [name for name in ENGINES if name != "dense"]
+DROPPING = [name for name in ENGINES if name != "sdpa"]
 
 
 def repeated(k, heads):
@@ -105,7 +108,7 @@ def test_q_offset_moves_the_queries():
     assert_close(middle, whole[..., 5:8, :])
 
 
-@pytest.mark.parametrize("engine", ["sdpa", "tiles"])
+@pytest.mark.parametrize("engine", OTHERS)
 def test_inputs_need_not_be_contiguous(engine):
     x = torch.randn(2, 9, 3, 4, 5, dtype=torch.float64)
     q, k, _ = x.permute(2, 0, 3, 1, 4).unbind(0)
@@ -117,7 +120,7 @@ def test_inputs_need_not_be_contiguous(engine):
 # --- dropout ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["dense", "tiles"])
+@pytest.mark.parametrize("engine", DROPPING)
 def test_dropout(engine):
     q, k, _, _ = heads_first(60, heads=2)
     v = torch.ones_like(k)
@@ -136,7 +139,7 @@ def test_dropout(engine):
     assert_close(first, regard.attend(q, k, v, dropout_p=0.25, engine=engine), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("engine", ["dense", "tiles"])
+@pytest.mark.parametrize("engine", DROPPING)
 def test_dropout_is_the_same_in_backward(engine):
     leaves = [torch.randn(1, 1, 6, 3, dtype=torch.float64, requires_grad=True) for _ in range(3)]
 
@@ -242,7 +245,7 @@ def test_refusals_of_options():
             regard.attend(q, k, v, dropout_p=p)
     with pytest.raises(ValueError, match="cannot shift it"):
         regard.attend(q, k, v, regard.patterns.from_mask(torch.ones(5, 5, dtype=torch.bool)), q_offset=1)
-    with pytest.raises(ValueError, match=r"no engine 'fast'; there are auto, dense, sdpa, tiles"):
+    with pytest.raises(ValueError, match=r"no engine 'fast'; there are auto, dense, sdpa, native, tiles"):
         regard.attend(q, k, v, engine="fast")
     with pytest.raises(ValueError, match="table of Bias has 2 heads, and the query has 3"):
         regard.attend(q, k, v, score=Bias(torch.zeros(2, 5), Relative(2)))
@@ -267,24 +270,26 @@ def test_explain_counts():
     q, k, v, _ = heads_first(10, heads=4, kv_heads=2, value_dim=6)
     told = regard.explain(q, k, v, Window(2), is_causal=True, enable_gqa=True)
     pairs = 2 * 4 * int((Window(2) & Causal()).dense(10).sum())
-    assert told.engine == "tiles"
+    assert told.engine == BEST
     assert told.pairs == pairs
     assert told.density == pytest.approx(pairs / (2 * 4 * 10 * 10))
     assert told.flops == (2 * pairs * (4 + 6), 2 * pairs * (4 + 6) + 2 * pairs * (3 * 4 + 2 * 6))
-    assert set(told.others) == {"dense", "sdpa", "flex"}
+    assert set(told.others) == {"dense", "sdpa", "native", "tiles", "flex"} - {BEST}
     assert all(told.others.values())
     assert told.memory[0] <= told.memory[1]
     text = str(told)
-    assert "tiles" in text
+    assert BEST in text
     assert "full and the causal pattern only" in text
     assert "Window(2, 2)" in text
 
 
 def test_explain_chooses_as_attend_does():
     q, k, v, mask = heads_first(10)
-    assert regard.explain(q, k, v).engine == "sdpa"
-    assert regard.explain(q, k, v, is_causal=True, key_mask=mask).engine == "sdpa"
-    assert regard.explain(q, k, v, dropout_p=0.1).engine == "tiles"
+    plain = "native" if BEST == "native" else "sdpa"
+    assert regard.explain(q, k, v).engine == plain
+    assert regard.explain(q, k, v, is_causal=True, key_mask=mask).engine == plain
+    assert regard.explain(q[..., :1, :], k, v).engine == "sdpa"  # one query: decoding
+    assert regard.explain(q, k, v, dropout_p=0.1).engine == BEST
     assert regard.explain(q, k, v, engine="dense").engine == "dense"
     with pytest.raises(regard.UnsupportedError):
         regard.explain(q, k, v, Window(1), engine="sdpa")
@@ -311,12 +316,12 @@ def test_dense_says_what_it_takes():
 
 
 def test_engines():
-    assert regard.engines() == ["dense", "sdpa", "tiles"]
+    assert regard.engines() == ["dense", "sdpa", *(["native"] if BEST == "native" else []), "tiles"]
     assert importlib.import_module("regard.engines.tiles") is regard.engines.tiles  # the package has the same name
-    assert regard.engines("cpu") == ["dense", "sdpa", "tiles"]
+    assert regard.engines("cpu") == regard.engines()
 
 
-@pytest.mark.parametrize("engine", ["sdpa", "tiles"])
+@pytest.mark.parametrize("engine", OTHERS)
 def test_a_mask_is_never_expanded(engine):
     """Three hundred sequences share one mask; expanded it would take 48 MB."""
     q, k, v = (torch.randn(300, 4, 100, 2) for _ in range(3))

@@ -17,6 +17,7 @@ from regard.scores import Bias, Dot, Relative, Slope, SoftCap
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own forward-mode rules use it
 DOUBLE = {"dtype": torch.float64}
+ENGINES = regard.engines("cpu")  # native is one of them where its library is
 
 
 class Layer(torch.nn.Module):
@@ -108,7 +109,8 @@ def test_exports_with_dynamic_lengths(strict):
     layer, n, batch = Layer(), torch.export.Dim("n", min=2), torch.export.Dim("b", min=2)
     shapes = {name: {0: batch, 2: n} for name in "qkv"} | {"key_mask": {0: batch, 1: n}}
     exported = torch.export.export(layer, tuple(inputs(20)), dynamic_shapes=shapes, strict=strict)
-    assert sum("regard.attend_tiles" in str(node.target) for node in exported.graph.nodes) == 1
+    best = "native" if "native" in ENGINES else "tiles"
+    assert sum(f"regard.attend_{best}" in str(node.target) for node in exported.graph.nodes) == 1
     saved = io.BytesIO()
     torch.export.save(exported, saved)
     saved.seek(0)
@@ -120,7 +122,7 @@ def test_exports_with_dynamic_lengths(strict):
             assert_close(*(torch.autograd.grad(out.sum(), arguments[:3]) for out, _ in (found, expected)))
 
 
-@pytest.mark.parametrize("name", ["dense", "sdpa", "tiles"])
+@pytest.mark.parametrize("name", ENGINES)
 def test_operators_keep_their_promises(name):
     """torch's own checks: schema, fake kernels, autograd registration, tracing with symbolic shapes."""
     q, k, v, mask = inputs(6)
@@ -142,7 +144,7 @@ def test_modules_that_attend_copy_and_pickle():
 # --- autocast and checkpoint -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["dense", "sdpa", "tiles"])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_autocast(engine):
     q, k, v, _ = inputs(20)
     with torch.autocast("cpu", torch.bfloat16):
@@ -188,11 +190,14 @@ TABLE, BIAS, RELATIVE = torch.randn(H, 9, **DOUBLE), torch.randn(N, M, **DOUBLE)
 OWN = torch.randn(H, N, 2, **DOUBLE)
 
 
-def rich(engine, q, k, v, mask=None, *, table=TABLE, bias=BIAS, own=OWN, pattern=Window(4) | Global(2)):  # noqa: B008
-    terms = [Bias(table, Relative(4)), Dot(own, RELATIVE, Relative(4))]
-    options = {"score": terms, "attn_mask": bias, "key_mask": mask, "enable_gqa": True, "engine": engine}
-    out, lse = regard.attend(q, k, v, pattern, return_lse=True, **options)
+def biased(engine, q, k, v, mask=None, *, table=TABLE, bias=BIAS, terms=(), pattern=Window(4) | Global(2)):  # noqa: B008
+    options = {"score": [Bias(table, Relative(4)), *terms], "attn_mask": bias, "key_mask": mask, "enable_gqa": True}
+    out, lse = regard.attend(q, k, v, pattern, return_lse=True, engine=engine, **options)
     return out, lse.masked_fill(lse == -torch.inf, 0.0)
+
+
+def rich(*arguments, own=OWN, **options):
+    return biased(*arguments, terms=[Dot(own, RELATIVE, Relative(4))], **options)
 
 
 def loss(function, engine, mask=None):
@@ -203,7 +208,9 @@ def loss(function, engine, mask=None):
     return scalar
 
 
-CASES = [("sdpa", plain), ("tiles", plain), ("tiles", rich)]
+CASES = [("sdpa", plain), ("native", plain), ("native", biased), ("tiles", plain), ("tiles", rich)]
+CASES = [(engine, function) for engine, function in CASES if engine in ENGINES]
+RICHEST = [case for case in CASES if case[1] is not plain]
 cases = pytest.mark.parametrize(("engine", "function"), CASES)
 
 
@@ -267,23 +274,24 @@ def test_second_order_transforms(engine, function):
         assert_close(transform(engine), transform("dense"))
 
 
-def test_transforms_of_what_sequences_share():
+@pytest.mark.parametrize(("engine", "function"), RICHEST)
+def test_transforms_of_what_sequences_share(engine, function):
     """Tables, masks and pattern tensors have no batch dimension to put a mapped one beside."""
     single, ids = tensors(B), torch.tensor([[0] * 6 + [1] * 5, [0] * 3 + [1] * 8])
     tables, biases = torch.randn(3, H, 9, **DOUBLE), torch.randn(3, N, M, **DOUBLE)
     batched = tensors(3, B)
     for transform in (
-        lambda name: vmap(lambda table: rich(name, *single, table=table))(tables),
-        lambda name: vmap(lambda bias: rich(name, *single, bias=bias))(biases),
-        lambda name: vmap(lambda q: rich(name, q, *single[1:], pattern=Segments(ids)))(batched[0]),
-        lambda name: vmap(grad(lambda t, q: rich(name, q, *single[1:], table=t)[0].sin().sum()), (None, 0))(
+        lambda name: vmap(lambda table: function(name, *single, table=table))(tables),
+        lambda name: vmap(lambda bias: function(name, *single, bias=bias))(biases),
+        lambda name: vmap(lambda q: function(name, q, *single[1:], pattern=Segments(ids)))(batched[0]),
+        lambda name: vmap(grad(lambda t, q: function(name, q, *single[1:], table=t)[0].sin().sum()), (None, 0))(
             TABLE, batched[0]
         ),
-        lambda name: vmap(grad(lambda b, q: rich(name, q, *single[1:], bias=b)[0].sin().sum()), (None, 0))(
+        lambda name: vmap(grad(lambda b, q: function(name, q, *single[1:], bias=b)[0].sin().sum()), (None, 0))(
             BIAS, batched[0]
         ),
     ):
-        assert_close(transform("tiles"), transform("dense"))
+        assert_close(transform(engine), transform("dense"))
 
 
 @cases
@@ -300,12 +308,15 @@ def test_gradients_of_gradients(engine, function):
     assert_close(*results)
 
 
-def test_gradients_of_gradients_of_terms_and_masks():
-    leaves = [t.requires_grad_() for t in (*tensors(B), TABLE.clone(), BIAS.clone(), OWN.clone())]
+@pytest.mark.parametrize(("engine", "function"), RICHEST)
+def test_gradients_of_gradients_of_terms_and_masks(engine, function):
+    leaves = [t.requires_grad_() for t in (*tensors(B), TABLE.clone(), BIAS.clone())]
+    own = {"own": OWN.clone().requires_grad_()} if function is rich else {}
+    leaves += own.values()
     results = []
-    for name in ("tiles", "dense"):
-        q, k, v, table, bias, own = leaves
-        out, lse = rich(name, q, k, v, table=table, bias=bias, own=own)
+    for name in (engine, "dense"):
+        q, k, v, table, bias = leaves[:5]
+        out, lse = function(name, q, k, v, table=table, bias=bias, **own)
         first = torch.autograd.grad(out.sin().sum() + lse.cos().sum(), leaves, create_graph=True)
         results.append([*first, *torch.autograd.grad(sum(t.sin().sum() for t in first), leaves)])
     assert_close(*results)
@@ -320,8 +331,8 @@ def test_an_input_that_depends_on_another():
         first = torch.autograd.grad(regard.attend(q, k, v, engine=name).sin().sum(), q, create_graph=True)[0]
         return torch.autograd.grad(first.sin().sum(), q)[0]
 
-    assert_close(function("tiles"), function("dense"))
-    assert_close(function("sdpa"), function("dense"))
+    for name in ENGINES:
+        assert_close(function(name), function("dense"))
 
 
 def test_a_long_table_under_transforms():

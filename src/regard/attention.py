@@ -100,7 +100,7 @@ def attend(
         dropout_p: share of weights dropped, applied as given (pass 0 in evaluation).
         enable_gqa: allow H != G; query head h reads key head h // (H / G).
         return_lse: also return the log of each row's sum of exponentials, with a gradient; see :func:`merge`.
-        engine: one of the engines ("dense", "sdpa", "tiles", "flex"), or "auto"; see :func:`explain`.
+        engine: one of the engines ("dense", "sdpa", "native", "tiles", "flex"), or "auto"; see :func:`explain`.
         generator: where dropout draws its seed; not inside a compiled region.
 
     Returns:
@@ -174,7 +174,7 @@ def explain(
     Example:
         >>> import torch, regard
         >>> q = k = v = torch.randn(1, 2, 64, 8)
-        >>> regard.explain(q, k, v, is_causal=True).engine
+        >>> regard.explain(q, k, v, is_causal=True, engine="sdpa").engine
         'sdpa'
     """
     options: dict[str, Any] = {

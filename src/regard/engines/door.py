@@ -68,7 +68,7 @@ def admit(
         mask_rows=attn_mask is not None and attn_mask.ndim > 1 and attn_mask.shape[-2] > 1,
         mask_groups=own > 1 and own != batch,
         mask_grad=attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled(),
-        terms=tuple(type(term).__name__ for term in terms),
+        terms=tuple(term.spec for term in terms),
         lse=return_lse,
         dropout=seed is not None,
         grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value, *packed)),

@@ -70,7 +70,7 @@ def _why_not(name: str, chosen: str, asked: str, admitted: Admitted) -> list[str
         return reasons
     if asked != "auto":
         return [f"it could, but engine={asked!r} was asked for"]
-    if name in preferred(admitted.request.device):
+    if name in preferred(admitted.request):
         return [f"it could, but {chosen} comes first here"]
     return [f"it could, but runs on {admitted.request.device} only when asked for by name"]
 

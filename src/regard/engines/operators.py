@@ -112,7 +112,7 @@ def _run_backward(
     packing, on_tensors = read(spec), needs[3:]
     rows, width = (math.prod(query.shape[:-3]), *query.shape[-3:-1]), value.shape[-1]
     on_mask = packing.attn_mask and on_tensors[packing.attn_mask_at]
-    with _exact(query.device.type), _autograd_works(), torch.no_grad():
+    with _exact(query.device.type), autograd_works(), torch.no_grad():
         found = engine.backward(
             unpack(*arguments),
             out.reshape(*rows, width),
@@ -149,7 +149,7 @@ def _exact(device: str) -> Generator[None]:
 
 
 @contextmanager
-def _autograd_works() -> Generator[None]:
+def autograd_works() -> Generator[None]:
     """The dispatcher calls operators below autograd; a backward that differentiates score terms needs it again."""
     below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
     below = below | torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)

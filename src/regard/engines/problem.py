@@ -115,7 +115,7 @@ class Request:
         mask_rows: the mask differs from query to query.
         mask_groups: groups of batch entries share the mask, rather than all of them or none.
         mask_grad: the mask wants a gradient.
-        terms: the class names of the score terms.
+        terms: the texts of the score terms.
         lse: the caller asked for lse.
         dropout: ``dropout_p`` is not 0.
         grad: something wants a gradient.
@@ -157,7 +157,7 @@ class Serves:
         devices, dtypes: what it runs on; None means anything.
         trains: devices on which it has a backward; None means all of ``devices``.
         patterns: "any", or "plain" for full and causal only.
-        terms: the score terms it knows; None means all.
+        terms: the names of the score terms it knows; None means all.
         attn_mask, mask_grad, lse, dropout: whether it takes them.
         also: what a table cannot say; a function from the request to more reasons.
         workspace: bytes that a forward, and a forward with backward, need beyond inputs, outputs and gradients, from
@@ -188,7 +188,7 @@ class Serves:
         if self.patterns == "plain" and not request.plain:
             reasons.append("it knows the full and the causal pattern only")
         if self.terms is not None:
-            unknown = [term for term in request.terms if term not in self.terms]
+            unknown = [term for term in request.terms if term.split("(")[0] not in self.terms]
             if unknown:
                 reasons.append(f"it does not know the score terms {', '.join(unknown)}")
         if request.attn_mask is not None and not self.attn_mask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -10,19 +10,31 @@ from torch import Tensor
 from regard.engines.joining import merge
 from regard.engines.problem import Problem
 from regard.engines.tile_layout import Layout, plan_of, serves_all_heads
+from regard.engines.tile_schedule import Chunk
 from regard.engines.tile_scores import TileScores, dropout_scale
 from regard.engines.transforms import outside
 from regard.patterns.plan import Part
 
+Drop = Callable[[TileScores, Chunk, Tensor, int], Tensor | None]  # from the weights of a chunk of the part of a number
 
-def composite(problem: Problem) -> tuple[Tensor, Tensor]:
-    """out and lse in differentiable torch operations: for forward-mode tangents and gradients of gradients."""
+
+def _drop(scores: TileScores, chunk: Chunk, weights: Tensor, number: int) -> Tensor | None:
+    return dropout_scale(scores.problem, weights, number, chunk.number)
+
+
+def composite(problem: Problem, drop: Drop = _drop) -> tuple[Tensor, Tensor]:
+    """out and lse in differentiable torch operations: for forward-mode tangents and gradients of gradients.
+
+    Args:
+        problem: what is computed.
+        drop: the dropout of the engine whose derivatives these are, by default that of tiles.
+    """
     outs: list[Tensor] = []
     lses: list[Tensor] = []
     with outside():  # plans and schedules are remembered: no transform may leave its mark on them
         layouts = [Layout(problem, part) for part in plan_of(problem).parts]
     for number, layout in enumerate(layouts):
-        for out, lse in _spans(layout, number):
+        for out, lse in _spans(layout, number, drop):
             outs.append(_on_all_heads(out, layout.part, problem))
             lses.append(_on_all_heads(lse, layout.part, problem, -torch.inf))
     if not outs:
@@ -33,14 +45,14 @@ def composite(problem: Problem) -> tuple[Tensor, Tensor]:
     return out.to(problem.query.dtype), lse
 
 
-def _spans(layout: Layout, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _spans(layout: Layout, number: int, drop: Drop) -> Iterator[tuple[Tensor, Tensor]]:
     """One part as attention over disjoint spans of its columns (one span, unless rows are very long)."""
     scores = TileScores(layout)
     value = layout.cut_keys(layout.problem.value.to(layout.problem.wide))
     by_span: dict[int, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for chunk in layout.schedule.chunks:
         weights, lse = _softmax(scores(chunk))
-        dropped = dropout_scale(layout.problem, weights, number, chunk.number)
+        dropped = drop(scores, chunk, weights, number)
         out = torch.bmm(weights if dropped is None else weights * dropped, chunk.keys(value))
         place = (chunk.unit[:, None] * layout.part.rows + chunk.lane.row).flatten()
         by_span.setdefault(chunk.lane.span, []).append((place, out, lse))

@@ -1,7 +1,8 @@
 """Attention by features as one operator, ``regard::feature_attention``: its loops over chunks stand inside.
 
-So a compiled or exported graph holds one node whatever the lengths are. Time O((N + M) m (D + Dv)) a head, memory
-O(m Dv) beside inputs and outputs, in the backward pass too.
+So a compiled or exported graph holds one node whatever the lengths are. On the CPU they are regard-native's
+(:mod:`regard.ops.native_features`), elsewhere and without it torch operations. Time O((N + M) m (D + Dv)) a head,
+memory O(m Dv) beside inputs and outputs, in the backward pass too.
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from regard.engines.transforms import ordinary
+from regard.ops import native_features
 from regard.ops.feature_gradients import gradients
 from regard.ops.feature_sums import FeatureSums, attend
 from regard.ops.features import Kind
@@ -71,9 +73,11 @@ def _attend(
     state: Tensor,
     exponent: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    inputs = (q, k, v, projection, key_mask, kind, causal, eps)
+    if native_features.serves(q, k, v, state):
+        return native_features.attend(*inputs, state, exponent, out=_rows(q, v))
     # an operator may not return its inputs, which without keys the sums would be
-    before = state.clone(), exponent.clone()
-    return attend(q, k, v, projection, key_mask, kind, causal, eps, *before, out=_rows(q, v))
+    return attend(*inputs, state.clone(), exponent.clone(), out=_rows(q, v))
 
 
 @_attend.register_fake
@@ -110,6 +114,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = (q, k, v, projection, key_mask, kind, causal, eps, state, exponent)
     results = (out, total, after_state, after_exponent, grad_out, grad_state)
+    if native_features.serves(q, k, v, state):
+        return native_features.gradients(*inputs, *results, needs_projection)
     return gradients(*inputs, *results, needs_projection)
 
 

@@ -98,7 +98,7 @@ class _Backward:
 
 def _add_product(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """rows += left right."""
-    rows.view(-1, *rows.shape[-2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
+    rows.view(rows.shape[0] * rows.shape[1], *rows.shape[2:]).baddbmm_(left.flatten(0, 1), right.flatten(0, 1))
     return rows
 
 

@@ -44,7 +44,7 @@ class FeatureSums(NamedTuple):
     def add(self, keys: Features, values: Float[Tensor, "B H T C"]) -> "FeatureSums":
         """The sums with T more keys, whose values end in a column of ones."""
         top = self.exponent
-        if keys.exponent is not None:
+        if keys.exponent is not None and keys.exponent.shape[-1]:
             top = torch.maximum(top, keys.exponent.detach().amax(-1))
         kept = rescaled(self.state, self.exponent, top)
         return FeatureSums(_plus(kept, keys.value.mT, weigh(values, keys, top)), top)

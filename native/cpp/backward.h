@@ -282,9 +282,9 @@ static void backward_column(const AttentionGradients& grad, const Part& part, in
     put_rows(matrix(grad.value, b, g), spot.key, call.value_width, room.grad_value, value_width, grad.accumulate);
 }
 
-// Before the columns: the mean of each row of one head of one sequence.
+// Before the columns, for one head of one sequence: the mean of each row, and zeros for the gradients of its queries.
 template <class T>
-static void backward_means(const AttentionGradients& grad, int64_t b, int64_t h, char* memory) {
+static void backward_start(const AttentionGradients& grad, int64_t b, int64_t h, char* memory) {
     const Attention& call = grad.call;
     int64_t place = (b * call.heads + h) * call.n, width = padded<T>(call.value_width);
     const T* grad_lse = grad.grad_lse ? static_cast<const T*>(grad.grad_lse) + place : nullptr;
@@ -297,6 +297,11 @@ static void backward_means(const AttentionGradients& grad, int64_t b, int64_t h,
         Vector<T> sums = {};
         for (int64_t x = 0; x < width; x += LANES<T>) sums += load(a.data + x) * load(c.data + x);
         mean[q] = sum<T>(sums) - (grad_lse ? grad_lse[q] : T(0));
+    }
+    for (int64_t slot = 0; slot < grad.slots; slot++) {
+        Matrix to = query_sums<T>(grad, slot, b, h);
+        for (int64_t q = 0; q < call.n; q++)
+            for (int64_t x = 0; x < call.width; x++) reinterpret_cast<T*>(to.data)[q * to.row + x * to.column] = 0;
     }
 }
 

@@ -71,7 +71,7 @@ struct AttentionGradients {
     Tensor grad_out;
     const void* grad_lse;  // (B, H, N), or absent
     void* mean;            // (B, H, N): room for the mean gradient of each row of weights
-    Tensor query, key, value;  // in the dtype of the sums; those of queries (slots, B, H, N, D) behind each other
+    Tensor query, key, value;  // in the dtype of the sums; those of queries once a slot
     int64_t query_slot;        // stride of the slots
     int64_t accumulate;        // keys' and values' are zeroed already and added to, by the first part too
     void* attn_mask;           // like attn_mask and contiguous, (slots or 1, ...), or absent

@@ -18,7 +18,7 @@ struct HalfBackwardRoom {
 
     static int64_t bytes(const Attention& call) {
         HalfBackwardRoom room;
-        return most(room.place(nullptr, call), BackwardRoom<float>::bytes(call));  // backward_means has the latter
+        return most(room.place(nullptr, call), BackwardRoom<float>::bytes(call));  // backward_start has the latter
     }
 
     int64_t place(char* start, const Attention& call) {

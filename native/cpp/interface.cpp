@@ -101,7 +101,7 @@ const Kernels& attention_kernels(Dtype dtype) {
 }  // namespace regard
 
 // Grows with every change of calls.h, so that a library never meets a Python side of another age.
-REGARD_EXPORT int regard_version() { return 2; }
+REGARD_EXPORT int regard_version() { return 3; }
 
 REGARD_EXPORT const char* regard_isa() { return regard::choice().isa; }
 

@@ -18,7 +18,7 @@ static Kernels offered() {
         ForwardRoom<T>::bytes,
         forward_row<T>,
         BackwardRoom<T>::bytes,
-        backward_means<T>,
+        backward_start<T>,
         backward_column<T>,
         backward_sum<T>,
         LinearRoom<T>::bytes,

@@ -12,7 +12,7 @@ struct Kernels {
     void (*forward_row)(const Attention&, const Part&, bool join, int64_t b, int64_t first, int64_t heads, int64_t plane,
                         int64_t row, char* memory);
     int64_t (*backward_bytes)(const Attention&);
-    void (*backward_means)(const AttentionGradients&, int64_t b, int64_t h, char* memory);
+    void (*backward_start)(const AttentionGradients&, int64_t b, int64_t h, char* memory);
     void (*backward_column)(const AttentionGradients&, const Part&, int64_t slot, int64_t b, int64_t g, int64_t column,
                             char* memory);
     void (*backward_sum)(const AttentionGradients&, int64_t b, int64_t h);

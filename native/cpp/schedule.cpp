@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #include "kernels.h"
@@ -14,6 +15,7 @@ namespace regard {
 namespace {
 
 constexpr int64_t SHARING = 4;  // query heads of a group that are worked off together, so that a tile is read once
+constexpr int64_t PIECES = 8;   // of a backward pass for each worker: the last ones to finish are then not long alone
 constexpr int64_t HEAVY = 4;    // rows with this many times the average number of tiles are begun first
 
 // Memory of a worker, aligned for vectors, kept until the worker is gone.
@@ -51,6 +53,19 @@ void share(int64_t threads, int64_t count, int64_t step, Piece piece) {
     run(int(std::min(threads, (count + step - 1) / step)), work);
     if (failed) throw std::bad_alloc();
 }
+
+// The stages of one item follow each other, whoever does them: they add to the same sums. Who waits here waits for a
+// stage that another worker has begun already, since stages are handed out in order.
+class Turn {
+public:
+    Turn(std::atomic<int64_t>& done, int64_t stage) : done_(done) {
+        while (done_.load(std::memory_order_acquire) != stage) std::this_thread::yield();
+    }
+    ~Turn() { done_.fetch_add(1, std::memory_order_release); }  // also if the stage has failed
+
+private:
+    std::atomic<int64_t>& done_;
+};
 
 // Query heads that share a key head and a plane, so that one worker does them together.
 struct Bunch {
@@ -145,21 +160,26 @@ void backward(const AttentionGradients& grad) {
     const Kernels& found = attention_kernels(call.query.dtype);
     int64_t bytes = found.backward_bytes(call);
     share(call.threads, call.batch * call.heads, 1, [&](int64_t number) {
-        found.backward_means(grad, number / call.heads, number % call.heads, room(bytes));
+        found.backward_start(grad, number / call.heads, number % call.heads, room(bytes));
     });
     int64_t units = call.batch * call.groups, items = grad.together ? grad.slots : grad.slots * units;
+    int64_t stages = call.threads > 1 ? (PIECES * call.threads + items - 1) / items : 1;
     for (int64_t p = 0; p < call.parts; p++) {
         const Part& part = call.part[p];
         AttentionGradients mine = grad;
         mine.accumulate |= p > 0;  // the first part writes what the others add to
-        std::vector<int64_t> start = slices(part, grad.slots);
-        auto columns = [&](int64_t slot, int64_t unit) {
-            for (int64_t column = start[slot]; column < start[slot + 1]; column++)
+        std::vector<int64_t> start = slices(part, grad.slots * stages);
+        auto columns = [&](int64_t slot, int64_t stage, int64_t unit) {
+            const int64_t* from = &start[slot * stages + stage];
+            for (int64_t column = from[0]; column < from[1]; column++)
                 found.backward_column(mine, part, slot, unit / call.groups, unit % call.groups, column, room(bytes));
         };
-        share(call.threads, items, 1, [&](int64_t number) {
-            if (!grad.together) return columns(number % grad.slots, number / grad.slots);
-            for (int64_t unit = 0; unit < units; unit++) columns(number, unit);
+        std::vector<std::atomic<int64_t>> done(items);
+        share(call.threads, items * stages, 1, [&](int64_t number) {
+            int64_t item = number % items, stage = number / items;
+            Turn turn(done[item], stage);
+            if (!grad.together) return columns(item % grad.slots, stage, item / grad.slots);
+            for (int64_t unit = 0; unit < units; unit++) columns(item, stage, unit);
         });
     }
     if (grad.slots > 1)

@@ -137,9 +137,9 @@ def backward(
     mask = _MaskGradient(problem, needs[3])
     slots = _slots(problem, call.fields.threads, mask.together)
     if slots == 1:
-        grad_query = _room(problem.query, tuple(problem.query.shape), wide).zero_()[None]
+        grad_query = _room(problem.query, tuple(problem.query.shape), wide)[None]
     else:
-        grad_query = torch.zeros((slots, *problem.query.shape), dtype=wide)
+        grad_query = torch.empty((slots, *problem.query.shape), dtype=wide)
     grad_key, grad_value = (_room(t, tuple(t.shape), wide) for t in (problem.key, problem.value))
     if not written:
         grad_key.zero_()

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 
-VERSION = 2  # of the structs below; the library says the same or is not used
+VERSION = 3  # of the structs below; the library says the same or is not used
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ISAS = ("amx", "avx512bf16", "avx512", "avx2", "portable")
 

@@ -27,7 +27,7 @@ def _also(request: Request) -> list[str]:
     return reasons(request.terms) if missing is None else [missing]
 
 
-_LARGE = 1 << 24  # bytes from which allocators hand out fresh pages, rather than some that were used before
+_LARGE = 1 << 22  # bytes from which allocators often hand out fresh pages, rather than some that were used before
 
 serves = Serves(devices=("cpu",), dtypes=tuple(DTYPES), also=_also)
 

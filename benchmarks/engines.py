@@ -17,6 +17,7 @@ backward. The limit above each table is what a product of 1024 x 1024 matrices r
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -123,6 +124,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    gc.disable()  # a full collection takes a quarter of a second, and would always meet the same run
     torch._dynamo.config.recompile_limit = 64  # FlexAttention is compiled for each pattern
     print(f"torch {torch.__version__}, {options.threads} thread(s)")
     for dtype in options.dtypes:

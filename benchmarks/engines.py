@@ -1,4 +1,4 @@
-"""How much of dense SDPA's rate each engine keeps on sparse patterns, and how far both are from the machine's limit.
+"""How much of dense SDPA's rate each engine keeps on sparse patterns, beside the machine's GEMM.
 
     python benchmarks/engines.py [--lengths 4096 16384] [--dtypes float32 bfloat16] [--threads 1] [--rounds 5]
                                  [--engines native tiles flexattention]
@@ -11,7 +11,7 @@ counts allowed pairs only, so the ratio
 is 1 when sparsity costs nothing: a pattern that allows a tenth of the pairs then takes a tenth of the time. Printed are
 medians and that ratio, forward and forward with backward; with one thread the time is CPU seconds, with more of them it
 is wall-clock seconds. "flexattention" is torch's own, compiled, with the pattern's BlockMask: on the CPU it has no
-backward. The limit above each table is what a product of 1024 x 1024 matrices reaches.
+backward. Above each table stands what a product of 1024 x 1024 matrices (GEMM) of its dtype reaches, the limit in float32.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def table(length: int, dtype: torch.dtype, engines: list[str], rounds: int) -> N
     product, *found = medians(runs, rounds)
     dense, found = found[:2], found[2:]
     work = 4 * HEADS * length**2 * WIDTH / 1e9
-    print(f"\n1 x {HEADS} heads x {length} x {WIDTH}, {dtype}; limit {2 * 1.024**3 / product:.0f} GFLOP/s")
+    print(f"\n1 x {HEADS} heads x {length} x {WIDTH}, {dtype}; GEMM {2 * 1.024**3 / product:.0f} GFLOP/s")
     print(f"torch's dense SDPA: {dense[0]:.4f} s forward, {dense[1]:.4f} s with backward", end="; ")
     print(f"{work / dense[0]:.0f} and {3.5 * work / dense[1]:.0f} GFLOP/s")
     print(f"{'pattern':40} {'engine':13} {'share':>7} {'forward s':>10} {'ratio':>6} {'+ backward s':>13} {'ratio':>6}")

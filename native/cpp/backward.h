@@ -241,43 +241,28 @@ static void backward_column(const AttentionGradients& grad, const Part& part, in
     const Attention& call = grad.call;
     BackwardRoom<T> room;
     room.place(memory, call);
-    int64_t width = padded<T>(call.width), value_width = padded<T>(call.value_width), rep = call.heads / call.groups;
+    int64_t width = padded<T>(call.width), value_width = padded<T>(call.value_width);
     Spot spot = {b, 0, {}, places(part.key_rows, part.natural, column)};
-    uint64_t kept = kept_keys(call, b, spot.key);
+    memset(room.grad_key, 0, TILE * width * sizeof(T));
+    memset(room.grad_value, 0, TILE * value_width * sizeof(T));
     bool ready = false;
     Rows<T> key = {};
-    for (int64_t index = 0; index < part.heads; index++) {
-        spot.h = part.head[index];
-        if (spot.h / rep != g) continue;
-        int64_t plane = (part.planes_batch > 1 ? b : 0) * (part.by_head ? part.heads : 1) + (part.by_head ? index : 0);
-        int64_t place = plane * part.columns + column;
-        Ahead ahead;
+    Ahead ahead;
+    auto look = [&](int64_t plane) {
+        ahead = {};
         look_ahead<T>(grad, part, slot, b, spot.h, plane, column, ahead);
-        for (int64_t t = part.column_pointer[place]; t < part.column_pointer[place + 1]; t++) {
-            int64_t mask = part.mask[part.by_column[t]];
-            spot.query = places(part.query_rows, part.natural, part.row[t] - plane * part.rows);
-            Allowed allowed;
-            if (!allow(allowed, mask < 0 ? nullptr : part.mask_by_query + mask * TILE,
-                       mask < 0 ? nullptr : part.mask_by_key + mask * TILE, spot.query.count, spot.key.count,
-                       ~uint64_t(0), kept, ROWS))
-                continue;
-            if (!ready) {
-                ready = true;
-                Rows<T> value = rows_of<T, ONCE>(matrix(call.value, b, g), spot.key, call.value_width, room.rows);
-                turn(value, spot.key.count, call.value_width, T(1), room.value_turned);
-                key = rows_of<T, OFTEN>(matrix(call.key, b, g), spot.key, call.width, room.key);
-                turn(key, spot.key.count, call.width, T(call.scale), room.key_turned);
-                memset(room.grad_key, 0, TILE * width * sizeof(T));
-                memset(room.grad_value, 0, TILE * value_width * sizeof(T));
-            }
-            BackwardTile<T>{grad, spot, slot, allowed, key, room, ahead}.run();
+    };
+    each_in_column(call, part, g, column, spot, look, [&](const Allowed& allowed) {
+        if (!ready) {
+            ready = true;
+            Rows<T> value = rows_of<T, ONCE>(matrix(call.value, b, g), spot.key, call.value_width, room.rows);
+            turn(value, spot.key.count, call.value_width, T(1), room.value_turned);
+            key = rows_of<T, OFTEN>(matrix(call.key, b, g), spot.key, call.width, room.key);
+            turn(key, spot.key.count, call.width, T(call.scale), room.key_turned);
         }
-    }
+        BackwardTile<T>{grad, spot, slot, allowed, key, room, ahead}.run();
+    });
     if (!ready && grad.accumulate) return;
-    if (!ready) {
-        memset(room.grad_key, 0, TILE * width * sizeof(T));
-        memset(room.grad_value, 0, TILE * value_width * sizeof(T));
-    }
     put_rows(matrix(grad.key, b, g), spot.key, call.width, room.grad_key, width, grad.accumulate);
     put_rows(matrix(grad.value, b, g), spot.key, call.value_width, room.grad_value, value_width, grad.accumulate);
 }

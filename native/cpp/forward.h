@@ -6,8 +6,7 @@
 #pragma once
 
 #include "ahead.h"
-#include "product.h"
-#include "scores.h"
+#include "walk.h"
 
 namespace regard::REGARD_ISA {
 
@@ -229,7 +228,7 @@ static void forward_row(const Attention& call, const Part& part, bool join, int6
     Flushing flushing;
     ForwardRoom<T> room;
     room.place(memory, call, heads);
-    int64_t g = first / (call.heads / call.groups), place = plane * part.rows + row;
+    int64_t g = first / (call.heads / call.groups);
     Spot spot = {b, first, places(part.query_rows, part.natural, row), {}};
     auto each_head = [&](auto function) {
         for (int64_t head = 0; head < heads; head++) {
@@ -241,19 +240,12 @@ static void forward_row(const Attention& call, const Part& part, bool join, int6
     Ahead ahead;
     look_ahead<T>(call, part, b, first, heads, plane, row, ahead);
     bool fresh = !join;
-    for (int64_t t = part.row_pointer[place]; t < part.row_pointer[place + 1]; t++) {
-        spot.key = places(part.key_rows, part.natural, part.column[t]);
-        int64_t mask = part.mask[t];
-        Allowed allowed;
-        if (!allow(allowed, mask < 0 ? nullptr : part.mask_by_key + mask * TILE,
-                   mask < 0 ? nullptr : part.mask_by_query + mask * TILE, spot.key.count, spot.query.count,
-                   kept_keys(call, b, spot.key), ~uint64_t(0), ROWS))
-            continue;
+    each_in_row(call, part, plane, row, spot, [&](const Allowed& allowed) {
         Rows<T> key = rows_of<T, ONCE>(matrix(call.key, b, g), spot.key, call.width, room.key);
         Rows<T> value = rows_of<T, OFTEN>(matrix(call.value, b, g), spot.key, call.value_width, room.value);
         each_head([&](int64_t head) { forward_tile(call, spot, allowed, fresh, key, value, room, head, ahead); });
         fresh = false;
-    }
+    });
     each_head([&](int64_t head) { close_rows(call, spot, room, head); });
 }
 

@@ -183,30 +183,15 @@ static void half_backward_column(const AttentionGradients& grad, const Part& par
     const Attention& call = grad.call;
     HalfBackwardRoom room;
     room.place(memory, call);
-    int64_t rep = call.heads / call.groups;
     Spot spot = {b, 0, {}, places(part.key_rows, part.natural, column)};
-    uint64_t kept = kept_keys(call, b, spot.key);
     memset(room.grad_key, 0, whole(call.width, GROUP) * TILE * sizeof(float));
     memset(room.grad_value, 0, whole(call.value_width, GROUP) * TILE * sizeof(float));
     bool ready = false;
-    for (int64_t index = 0; index < part.heads; index++) {
-        spot.h = part.head[index];
-        if (spot.h / rep != g) continue;
-        int64_t plane = (part.planes_batch > 1 ? b : 0) * (part.by_head ? part.heads : 1) + (part.by_head ? index : 0);
-        int64_t place = plane * part.columns + column;
-        for (int64_t t = part.column_pointer[place]; t < part.column_pointer[place + 1]; t++) {
-            int64_t mask = part.mask[part.by_column[t]];
-            spot.query = places(part.query_rows, part.natural, part.row[t] - plane * part.rows);
-            Allowed allowed;
-            if (!allow(allowed, mask < 0 ? nullptr : part.mask_by_query + mask * TILE,
-                       mask < 0 ? nullptr : part.mask_by_key + mask * TILE, spot.query.count, spot.key.count,
-                       ~uint64_t(0), kept, ROWS))
-                continue;
-            if (!ready) half_column(call, spot, g, room);
-            ready = true;
-            half_backward_tile<Products>(grad, spot, slot, allowed, room);
-        }
-    }
+    each_in_column(call, part, g, column, spot, [](int64_t) {}, [&](const Allowed& allowed) {
+        if (!ready) half_column(call, spot, g, room);
+        ready = true;
+        half_backward_tile<Products>(grad, spot, slot, allowed, room);
+    });
     if (!ready && grad.accumulate) return;
     half_put(matrix(grad.key, b, g), spot.key, call.width, room.grad_key, grad.accumulate, room);
     half_put(matrix(grad.value, b, g), spot.key, call.value_width, room.grad_value, grad.accumulate, room);

@@ -192,15 +192,7 @@ static void half_forward_row(const Attention& call, const Part& part, bool join,
         half_begin(call, spot, join, room, head);
     }
 
-    int64_t place = plane * part.rows + row;
-    for (int64_t t = part.row_pointer[place]; t < part.row_pointer[place + 1]; t++) {
-        spot.key = places(part.key_rows, part.natural, part.column[t]);
-        int64_t mask = part.mask[t];
-        Allowed allowed;
-        if (!allow(allowed, mask < 0 ? nullptr : part.mask_by_key + mask * TILE,
-                   mask < 0 ? nullptr : part.mask_by_query + mask * TILE, spot.key.count, spot.query.count,
-                   kept_keys(call, b, spot.key), ~uint64_t(0), ROWS))
-            continue;
+    each_in_row(call, part, plane, row, spot, [&](const Allowed& allowed) {
         Halves value = halves_of(matrix(call.value, b, g), spot.key, call.value_width, room.rows);
         pair_rows(value, spot.key.count, call.value_width, room.value_pairs);
         value = turn_halves(room.value_pairs, call.value_width, room.value);
@@ -209,7 +201,7 @@ static void half_forward_row(const Attention& call, const Part& part, bool join,
             spot.h = first + head;
             half_forward_tile<Products>(call, spot, allowed, key, value, room, head);
         }
-    }
+    });
 
     for (int64_t head = 0; head < heads; head++) {
         spot.h = first + head;

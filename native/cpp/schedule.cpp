@@ -140,6 +140,9 @@ std::vector<int64_t> slices(const Part& part, int64_t slots) {
     return starts;
 }
 
+// Those for inputs of this dtype where no units are made for it.
+const Kernels& plain_kernels(Dtype dtype) { return kernels(dtype == FLOAT64 ? 8 : 4); }
+
 // Each head of each sequence to whoever is free.
 template <class Call, class Whole>
 void share_heads(const Call& call, const Whole& whole, int64_t (*bytes)(const Whole&),
@@ -188,22 +191,22 @@ void backward(const AttentionGradients& grad) {
 }
 
 void linear_forward(const FeatureAttention& call) {
-    const Kernels& found = kernels(call.query.dtype == FLOAT64 ? 8 : 4);
+    const Kernels& found = plain_kernels(call.query.dtype);
     share_heads(call, call, found.linear_forward_bytes, found.linear_forward);
 }
 
 void linear_backward(const FeatureGradients& grad) {
-    const Kernels& found = kernels(grad.call.query.dtype == FLOAT64 ? 8 : 4);
+    const Kernels& found = plain_kernels(grad.call.query.dtype);
     share_heads(grad.call, grad, found.linear_backward_bytes, found.linear_backward);
 }
 
 void delta_forward(const DeltaRule& call) {
-    const Kernels& found = kernels(call.query.dtype == FLOAT64 ? 8 : 4);
+    const Kernels& found = plain_kernels(call.query.dtype);
     share_heads(call, call, found.delta_forward_bytes, found.delta_forward);
 }
 
 void delta_backward(const DeltaGradients& grad) {
-    const Kernels& found = kernels(grad.call.query.dtype == FLOAT64 ? 8 : 4);
+    const Kernels& found = plain_kernels(grad.call.query.dtype);
     share_heads(grad.call, grad, found.delta_backward_bytes, found.delta_backward);
 }
 

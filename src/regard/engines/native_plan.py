@@ -49,19 +49,8 @@ def native_part(part: Part) -> NativePart:
 def _convert(part: Part) -> NativePart:
     pointer, by_column = part.by_columns
     by_query, by_key = _words(part.masks), _words(part.masks.mT)
-    kept = (
-        *(
-            part.query_rows,
-            part.key_rows,
-            part.row_pointer,
-            part.column,
-            part.mask,
-            pointer,
-            by_column,
-            part.row[by_column],
-        ),
-        *(by_query, by_key),
-    )
+    rows = part.query_rows, part.key_rows, part.row_pointer, part.column, part.mask
+    kept = (*rows, pointer, by_column, part.row[by_column], by_query, by_key)
     kept = tuple(tensor.contiguous() for tensor in kept)
     fields = CPart(part.batch, part.by_head, 0, None, part.natural, part.rows, part.columns, *map(_address, kept))
     return NativePart(fields, part.heads, kept)
@@ -74,6 +63,6 @@ def _address(tensor: Tensor) -> ctypes.c_void_p:
 def _words(masks: Tensor) -> Tensor:
     """Bool[u, 64, 64] -> one 64-bit word a row, bit k for its entry k, Long[u, 64]."""
     weights = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8)
-    bits = masks.view(torch.uint8) if masks.is_contiguous() else masks.contiguous().view(torch.uint8)
+    bits = masks.contiguous().view(torch.uint8)
     packed = (bits.view(-1, 64, 8, 8) * weights).sum(-1, dtype=torch.uint8)
     return packed.view(torch.int64).view(-1, 64)

@@ -1,4 +1,4 @@
-"""How much of dense SDPA's rate each engine keeps on sparse patterns, beside the machine's GEMM.
+"""How much of dense SDPA's rate each engine keeps on sparse patterns, beside the GEMM of the machine.
 
     python benchmarks/engines.py [--lengths 4096 16384] [--dtypes float32 bfloat16] [--threads 1] [--rounds 5]
                                  [--engines native tiles flexattention]
@@ -11,7 +11,7 @@ counts allowed pairs only, so the ratio
 is 1 when sparsity costs nothing: a pattern that allows a tenth of the pairs then takes a tenth of the time. Printed are
 medians and that ratio, forward and forward with backward; with one thread the time is CPU seconds, with more of them it
 is wall-clock seconds. "flexattention" is torch's own, compiled, with the pattern's BlockMask: on the CPU it has no
-backward. Above each table stands what a product of 1024 x 1024 matrices (GEMM) of its dtype reaches, the limit in float32.
+backward. Above each table: what a product of 1024 x 1024 matrices (GEMM) of its dtype reaches, the limit in float32.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from regard.memory import LayerMemory
+from regard.memory import LayerMemory, check_memory
 from regard.ops.masks import (
     check_mask,
     check_segments,
@@ -200,10 +200,12 @@ class MultiHead(Layer):
 
         Returns:
             What ``forward`` would give for these tokens at the end of all seen so far, and the grown memory.
+
+        Raises:
+            TypeError, ValueError: the memory of another layer, of other sequences or on another device.
         """
         self._check(x, None, None)
-        if len(x) != len(memory.position):
-            raise ValueError(f"{len(x)} sequences, but the memory is that of {len(memory.position)}")
+        check_memory(memory, self.memory(len(x), device="meta"), x)
         steps = torch.arange(x.shape[1], device=x.device)
         q, k, v = self._project(x, x, memory.position[:, None] + steps)
         out, core = self.core.stream(q, k, v, memory.core)

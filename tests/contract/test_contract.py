@@ -1,6 +1,8 @@
 """The contract itself: for every test in it there is a fault that makes it fail."""
 
 import functools
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from regard.registry import UnsupportedError
 from tests.contract import test_lifecycle as lifecycle
 from tests.contract import test_maps as maps
 from tests.contract import test_masks as masks
+from tests.contract import test_memories as memories
 from tests.contract import test_rules as rules
 from tests.contract import test_shapes as shapes
 from tests.contract.cases import CASES
@@ -94,6 +97,20 @@ def same(x, *arguments):
     return x
 
 
+def sums_up(stream, self, q, k, v, memory):
+    out, memory = stream(q, k, v, memory)
+    return out, memory._replace(normaliser=memory.normaliser.sum(0, keepdim=True))
+
+
+def memory_of(memory, index):
+    return torch.utils._pytree.tree_map(lambda tensor: tensor[index], memory)
+
+
+def in_a_folder(contract, case):
+    with tempfile.TemporaryDirectory() as folder:
+        contract(case, Path(folder))
+
+
 def another(self, memo):
     return regard.create("linear_transformer", dim=12, num_heads=3, causal=True).eval()
 
@@ -171,6 +188,24 @@ FAULTS = {
         [instead(LinearTransformer, "memory", nothing)],
         lambda case: lifecycle.test_streaming_is_refused_where_it_would_be_wrong(free_of(case)),
     ),
+    "a sum for all sequences": (
+        [around(LinearTransformer, "stream", sums_up)],
+        memories.test_a_memory_holds_tensors_with_the_batch_first,
+    ),
+    "beams mixed up": (
+        [instead(memories, "reorder", lambda memory, index: memory_of(memory, index.flip(0)))],
+        memories.test_beams_branch_off_without_disturbing_each_other,
+    ),
+    "forgets in a file": (
+        [instead(memories, "load", lambda path, empty: empty)],
+        lambda case: in_a_folder(memories.test_a_memory_survives_a_file, case),
+    ),
+    "keeps the graph": ([instead(memories, "detach", same)], memories.test_a_detached_memory_has_no_graph),
+    "takes nothing back": ([instead(memories, "truncate", same)], memories.test_tokens_are_taken_back_or_refused),
+    "takes any memory": (
+        [instead(regard.layers, "check_memory", nothing)],
+        memories.test_a_foreign_memory_is_refused,
+    ),
     "weighs padding": (
         [drops(MultiHead, "key_mask", method="weigh")],
         lambda case: maps.test_an_exact_map_is_what_the_layer_does(case, True),
@@ -209,7 +244,10 @@ def test_every_fault_is_found(fault, monkeypatch):
 
 def test_no_test_is_left_out():
     tests = {
-        name for module in (rules, shapes, masks, lifecycle, maps) for name in vars(module) if name.startswith("test_")
+        name
+        for module in (rules, shapes, masks, lifecycle, maps, memories)
+        for name in vars(module)
+        if name.startswith("test_")
     }
     exempt = {"test_a_context_is_refused", "test_unknown_names_name_the_nearest"}  # they need another kind of case
     used = {name for _, contract in FAULTS.values() for name in (contract.__name__, *contract.__code__.co_names)}

@@ -14,15 +14,15 @@ Blocks, and both positions of ``luong``, count from the first real token. Time a
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from regard.attention import attend
-from regard.memory import KeyValueCache, RollingWindow
-from regard.ops.caches import Cache, continue_from, empty_cache
+from regard.memory import KeyValueCache, RollingWindow, StaticCache
+from regard.ops.caches import continue_from, empty_cache
 from regard.ops.positions import from_first_real, put_back, real_first
 from regard.patterns import Blocks, Causal, Pattern, Window
 from regard.registry import Card, Core, Sample, UnsupportedError, register
@@ -100,6 +100,18 @@ def luong_attention(
 
 
 _LUONG: dict[str, Any] = {"cross": True, "causal": None, "streaming": False}  # what its card says differently
+
+
+class LastBlocks(NamedTuple):
+    """Keys and values in the blocks that the next token may see; those before have been let go.
+
+    Attributes:
+        key: (B, G, M, D).
+        value: (B, G, M, Dv).
+    """
+
+    key: Tensor
+    value: Tensor
 
 
 @register(
@@ -197,26 +209,29 @@ class Local(Core):
 
     def memory(
         self, batch: int, num_kv_heads: int, *widths: int, static: int | None = None, **factory: Any
-    ) -> RollingWindow | Cache:
+    ) -> RollingWindow | LastBlocks | StaticCache:
         """The last ``window`` keys and values, of constant size; whole blocks of them for ``form="blocks"``."""
         if not self.causal:
             raise UnsupportedError("local streams only with causal=True: here queries see later keys")
         if self.form == "window":
             return RollingWindow.start(batch, num_kv_heads, self.window, *widths, **factory)
-        return empty_cache(batch, num_kv_heads, *widths, static=static, **factory)
+        cache = empty_cache(batch, num_kv_heads, *widths, static=static, **factory)
+        return cache if isinstance(cache, StaticCache) else LastBlocks(*cache)
 
     def stream(
-        self, q: Tensor, k: Tensor, v: Tensor, memory: RollingWindow | Cache
-    ) -> tuple[Tensor, RollingWindow | Cache]:
+        self, q: Tensor, k: Tensor, v: Tensor, memory: RollingWindow | LastBlocks | StaticCache
+    ) -> tuple[Tensor, RollingWindow | LastBlocks | StaticCache]:
         """Continue with one token or many: -> (out, the new memory)."""
         if isinstance(memory, RollingWindow):
             keys, values, real, rolled = memory.append(k, v)
             return self._attend(q, keys.to(q.dtype), values.to(q.dtype), real), rolled
-        out, grown = continue_from(memory, q, k, v, self.pattern, self.attn_drop * self.training)
-        if isinstance(grown, KeyValueCache):  # without some of its first blocks every later token stays in its block
-            passed = max(0, grown.key.shape[-2] // self.window - self.look_backward) * self.window
-            grown = KeyValueCache(*(t[..., passed:, :].clone() if passed else t for t in grown))
-        return out, grown
+        cache = KeyValueCache(*memory) if isinstance(memory, LastBlocks) else memory
+        out, grown = continue_from(cache, q, k, v, self.pattern, self.attn_drop * self.training)
+        if isinstance(grown, StaticCache):
+            return out, grown
+        # without some of its first blocks every later token stays in its block
+        passed = max(0, grown.key.shape[-2] // self.window - self.look_backward) * self.window
+        return out, LastBlocks(*(t[..., passed:, :].clone() if passed else t for t in grown))
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, generator: Generator | None = None

@@ -17,7 +17,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
-from regard.memory import RollingWindow
+from regard.memory import RollingWindow, check_memory
 from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
 from regard.ops.packing import Documents
 from regard.patterns import Causal, Dilated, Global, Pattern, PerHead, Window
@@ -200,6 +200,7 @@ class Longformer(Layer):
     def stream(self, x: Tensor, memory: RollingWindow) -> tuple[Tensor, RollingWindow]:
         """Continue with one token or many: -> (y, the new memory)."""
         check_tokens(x, self.dim)
+        check_memory(memory, self.memory(len(x), device="meta"), x)
         q, k, v = self._project(x, x, *self._local)
         keys, values, real, rolled = memory.append(k, v)
         return self._join(attend(q, keys.to(q.dtype), values.to(q.dtype), self.pattern, **self._options(real))), rolled

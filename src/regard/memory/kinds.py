@@ -1,18 +1,14 @@
-"""What is carried from one token to the next when a sequence arrives in pieces.
+"""What is carried from one token to the next: caches of keys and values, windows, sums.
 
-Every memory is a named tuple of tensors, hence a pytree, whose tensors all have the batch as their first dimension:
-beams are reordered by indexing it. Appending returns a new memory and leaves the old one as it was; only
-:class:`StaticCache` is overwritten. A leaf: it imports nothing of ours.
+Every memory is a named tuple of tensors, hence a pytree, whose tensors all have the batch as their first dimension.
+Appending returns a new memory and leaves the old one as it was; only :class:`StaticCache` is overwritten.
 """
 
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils import _pytree as pytree
-
-Memory = TypeVar("Memory")
 
 
 class KeyValueCache(NamedTuple):
@@ -40,6 +36,10 @@ class KeyValueCache(NamedTuple):
         return KeyValueCache(
             torch.cat((self.key, key.to(self.key.dtype)), 2), torch.cat((self.value, value.to(self.value.dtype)), 2)
         )
+
+    def truncate(self, length: int) -> "KeyValueCache":
+        """The cache as it was after ``length`` tokens."""
+        return KeyValueCache(self.key[:, :, :length], self.value[:, :, :length])
 
 
 class StaticCache(NamedTuple):
@@ -99,6 +99,10 @@ class StaticCache(NamedTuple):
             room_for.scatter_(2, slot.expand_as(new), new.to(room_for.dtype))
         return StaticCache(self.key, self.value, self.length + n)
 
+    def truncate(self, length: int) -> "StaticCache":
+        """The cache as it was after ``length`` tokens; the later ones are written over."""
+        return self._replace(length=self.length.clamp(max=length))
+
 
 class RollingWindow(NamedTuple):
     """The last W keys and values, the newest in the last slot.
@@ -142,6 +146,23 @@ class RollingWindow(NamedTuple):
         # a view would keep a long prompt alive
         return keys, values, real, RollingWindow(keys[:, :, n:].clone(), values[:, :, n:].clone(), self.length + n)
 
+    def truncate(self, length: int) -> "RollingWindow":
+        """The window as it was after ``length`` tokens.
+
+        Raises:
+            ValueError: it held tokens then that have left it since.
+        """
+        window, longest = self.key.shape[2], int(self.length.max())
+        if length < longest and longest > window:
+            raise ValueError(
+                f"after {length} tokens this window of {window} held some that have left it since, {longest} have been "
+                "seen: keep the memory from that point, stream never overwrites it"
+            )
+        taken = (self.length - length).clamp(min=0)
+        slot = (torch.arange(window, device=taken.device) - taken[:, None]).clamp(min=0)[:, None, :, None]
+        key, value = (tensor.take_along_dim(slot, 2) for tensor in (self.key, self.value))
+        return RollingWindow(key, value, self.length.clamp(max=length))
+
 
 class LinearState(NamedTuple):
     """The running sums of linear attention; their size does not depend on the length.
@@ -174,17 +195,3 @@ class LayerMemory(NamedTuple):
 
     core: Any
     position: Int[Tensor, " B"]
-
-
-def reorder(memory: Memory, index: Int[Tensor, " K"]) -> Memory:
-    """The memories of the sequences ``index``, in that order: what beam search does after each step."""
-
-    def pick(tensor: Tensor) -> Tensor:
-        return tensor[index]
-
-    return pytree.tree_map(pick, memory)
-
-
-def detach(memory: Memory) -> Memory:
-    """The same memory, cut off from the graph that made it: what truncated back-propagation does between pieces."""
-    return pytree.tree_map(Tensor.detach, memory)

@@ -1,3 +1,5 @@
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -5,6 +7,9 @@ from torch.testing import assert_close
 
 import regard
 from regard import registry
+from regard.factory import find
+from regard.memory import named_tensors
+from regard.models.decoding import generate
 from regard.models.transformer import TransformerClassifier, TransformerEncoder, TransformerLM
 from regard.registry import Card, Layer, Sample, UnsupportedError, register
 
@@ -119,3 +124,78 @@ def test_the_networks_are_public():
     assert set(regard.models.__all__) <= set(dir(regard.models))
     with pytest.raises(AttributeError, match=r"no attribute 'TransformerXX'; it has .*TransformerLM"):
         regard.models.TransformerXX  # noqa: B018
+
+
+STREAMING = [name for name in regard.names(data="sequence", causal="strict") if regard.card(name).streaming]
+
+
+@pytest.mark.parametrize("mechanism", STREAMING)
+@pytest.mark.parametrize("static", [None, 16])
+def test_one_token_at_a_time_is_the_whole(mechanism, static):
+    model, x = TransformerLM(**SIZES, mechanism=mechanism).eval(), tokens(12)
+    with torch.no_grad():
+        memory, parts = model.memory(2, static=static), []
+        for part in x.split((5, *[1] * 7), 1):
+            logits, memory = model.stream(part, memory)
+            parts.append(logits)
+        assert_close(torch.cat(parts, 1), model(x), rtol=0, atol=1e-5)
+    assert memory.position.tolist() == [12, 12]
+
+
+@pytest.mark.parametrize("mechanism", regard.names(data="sequence", causal=True))
+def test_every_causal_mechanism_makes_a_language_model(mechanism):
+    assert TransformerLM(**SIZES, mechanism=mechanism)(tokens()).shape == (2, 9, 20)
+
+
+@pytest.mark.parametrize("mechanism", regard.names(data="sequence"))
+def test_every_mechanism_makes_an_encoder(mechanism):
+    entry = find(mechanism)
+    if entry.card.causal and "causal" not in inspect.signature(entry.cls).parameters:
+        with pytest.raises(UnsupportedError, match="always causal"):
+            TransformerEncoder(**SIZES, mechanism=mechanism)
+        return
+    assert TransformerEncoder(**SIZES, mechanism=mechanism)(tokens()).shape == (2, 9, 12)
+
+
+GROWING = ("multi_head", "bigbird", "sparse_transformer", "talking_heads")
+"""Mechanisms whose next token may look at any of those before; the others let go of them, or only keep sums."""
+
+
+@pytest.mark.parametrize("mechanism", [name for name in STREAMING if name not in GROWING])
+def test_the_memory_of_windows_and_sums_does_not_grow(mechanism):
+    options = {"window": 4} if mechanism in ("local", "longformer") else {}
+    model = TransformerLM(20, 12, 1, 3, 4096, mechanism, **options).eval()
+    sizes, memory = [], model.memory(1)
+    with torch.no_grad():
+        for n in (1024, 1, 1024, 1):
+            _, memory = model.stream(torch.zeros(1, n, dtype=torch.long), memory)
+            sizes.append(sum(tensor.numel() for tensor in named_tensors(memory).values()))
+    assert sizes[1] == sizes[3]
+
+
+def test_streaming_refuses():
+    model = TransformerLM(**SIZES)
+    _, memory = model.stream(tokens(15), model.memory(2))
+    with pytest.raises(ValueError, match=r"15 tokens and 2 more.*max_length=16"):
+        model.stream(tokens(2), memory)
+    with pytest.raises(ValueError, match=r"memory.layers.0.core.key has shape \(2, 3, 15, 4\)"):
+        model.stream(tokens(1)[:1], memory)
+    with pytest.raises(UnsupportedError, match="reformer does not stream"):
+        TransformerLM(**SIZES, mechanism="reformer").memory(2)
+
+
+def test_generate_takes_the_likeliest_or_draws():
+    model, prompt = TransformerLM(**SIZES).eval(), tokens(3)
+    greedy = generate(model, prompt, 4, temperature=0)
+    assert greedy[:, :3].equal(prompt)
+    for step in range(3, 7):
+        assert greedy[:, step].equal(model(greedy[:, :step])[:, -1].argmax(-1))
+    assert generate(model, prompt, 4, top_k=1).equal(greedy)
+    first, same, other = (
+        generate(model, prompt, 9, temperature=5.0, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert first.equal(same)
+    assert not first.equal(other)
+    for wrong in ({"prompt": prompt[:, :0]}, {"steps": -1}, {"temperature": -1.0}, {"top_k": 0}):
+        with pytest.raises(ValueError, match=r"prompt|steps="):
+            generate(model, **{"prompt": prompt, "steps": 1, **wrong})

@@ -9,13 +9,14 @@ to a file (:func:`save`, :func:`load`). A leaf: it imports nothing of ours.
 """
 
 from regard.memory.files import load, save
-from regard.memory.kinds import KeyValueCache, LayerMemory, LinearState, RollingWindow, StaticCache
+from regard.memory.kinds import KeyValueCache, LayerMemory, LinearState, ModelMemory, RollingWindow, StaticCache
 from regard.memory.protocol import check_memory, detach, named_tensors, reorder, truncate
 
 __all__ = [
     "KeyValueCache",
     "LayerMemory",
     "LinearState",
+    "ModelMemory",
     "RollingWindow",
     "StaticCache",
     "check_memory",

@@ -195,3 +195,15 @@ class LayerMemory(NamedTuple):
 
     core: Any
     position: Int[Tensor, " B"]
+
+
+class ModelMemory(NamedTuple):
+    """What a model carries along.
+
+    Attributes:
+        layers: the memory of each layer, in order.
+        position: (B,), the position of the next token.
+    """
+
+    layers: tuple[Any, ...]
+    position: Int[Tensor, " B"]

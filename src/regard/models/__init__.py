@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.models.decoding import generate as generate
     from regard.models.reversible import ChunkedFeedForward as ChunkedFeedForward
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "generate": "decoding",
     **dict.fromkeys(("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"), "reversible"),
     "Transformer": "transformer_2017",
     **dict.fromkeys(("TransformerClassifier", "TransformerEncoder", "TransformerLM"), "transformer"),
@@ -27,6 +29,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "TransformerClassifier",
     "TransformerEncoder",
     "TransformerLM",
+    "generate",
 ]
 
 

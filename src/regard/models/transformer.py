@@ -6,14 +6,16 @@ either side nor packing changes anything.
 """
 
 import inspect
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from regard.factory import create
+from regard.memory import ModelMemory, check_memory
 from regard.ops.masks import check_mask, check_segments, positions
+from regard.registry import Layer, UnsupportedError
 
 
 class Block(nn.Module):
@@ -55,8 +57,15 @@ class Block(nn.Module):
         """x (B, N, C) and what the attention has to tell; the options go to the attention."""
         out = self.attention(self.norm1(x), **options, **({"return_aux": True} if self._has_aux else {}))
         out, aux = out if self._has_aux else (out, {})
-        x = x + self.dropout(out)
-        return x + self.dropout(self.mlp(self.norm2(x))), aux
+        return self._think(x + self.dropout(out)), aux
+
+    def stream(self, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+        """The next tokens x (B, N, C), given the attention's memory of those before: -> (y, the new memory)."""
+        out, memory = cast(Layer, self.attention).stream(self.norm1(x), memory)
+        return self._think(x + self.dropout(out)), memory
+
+    def _think(self, x: Tensor) -> Tensor:
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class TransformerEncoder(nn.Module):
@@ -175,6 +184,60 @@ class TransformerLM(TransformerEncoder):
     def read_out(self, x: Tensor, key_mask: Tensor | None) -> Tensor:
         """Logits by the embedding matrix."""
         return F.linear(x, self.token_embedding.weight)
+
+    def memory(
+        self,
+        batch: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        static: int | None = None,
+    ) -> ModelMemory:
+        """The memory of ``batch`` sequences of which nothing has been seen.
+
+        Args:
+            batch: B.
+            device, dtype: the default is where and what the weights are.
+            static: the longest sequence; then the caches have their final size and may be overwritten by ``stream``.
+
+        Raises:
+            UnsupportedError: the mechanism, or an embedding that was put in later, needs the whole sequence.
+        """
+        if type(self.token_embedding) is not nn.Embedding:
+            kind = type(self.token_embedding).__name__
+            raise UnsupportedError(f"a model that reads its tokens through a {kind} does not stream: it reads several")
+        layers = [cast(Layer, cast(Block, block).attention) for block in self.blocks]
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "static": static}
+        place = device or self.token_embedding.weight.device
+        position = torch.zeros(batch, dtype=torch.long, device=place)
+        return ModelMemory(tuple(layer.memory(batch, **options) for layer in layers), position)
+
+    def stream(self, tokens: Tensor, memory: ModelMemory) -> tuple[Tensor, ModelMemory]:
+        """Continue with the next tokens, a prompt or a single one.
+
+        Args:
+            tokens: Int (B, N).
+            memory: of all tokens before them.
+
+        Returns:
+            The logits that ``forward`` would give for these tokens at the end of all so far, and the grown memory.
+
+        Raises:
+            TypeError, ValueError: the memory of another model, or more than ``max_length`` tokens in all.
+        """
+        check_memory(memory, self.memory(len(tokens), device="meta"), tokens)
+        n, seen = tokens.shape[1], memory.position
+        # reading a value makes a device wait; there, and in a graph, the table itself complains
+        if not torch.compiler.is_compiling() and seen.device.type == "cpu" and int(seen.max()) + n > self.max_length:
+            raise ValueError(
+                f"{int(seen.max())} tokens and {n} more, but this model was built with max_length={self.max_length}"
+            )
+        places = self.position_embedding(seen[:, None] + torch.arange(n, device=seen.device))
+        x, layers = self.dropout(self.token_embedding(tokens) + places), list[Any]()
+        for block, before in zip(self.blocks, memory.layers, strict=True):
+            x, after = cast(Block, block).stream(x, before)
+            layers.append(after)
+        return self.read_out(self.norm(x), None), ModelMemory(tuple(layers), seen + n)
 
 
 class TransformerClassifier(TransformerEncoder):

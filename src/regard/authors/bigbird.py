@@ -9,7 +9,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from regard.attention import attend, merge
-from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bind, deepspeed, renamed
+from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bert, bind, deepspeed, renamed
 from regard.authors.deepspeed import SHORT
 from regard.layers import MultiHead
 from regard.mechanisms.patterned.bigbird import BigBird
@@ -173,7 +173,28 @@ def _external_call(module: External, inputs: Inputs, call: Call) -> Outputs:
     return {"out": module(q, given["key"], given["value"], table, None if keep is None else keep > 0)}
 
 
+def _layer_of(config: Config, number: int) -> nn.Module:
+    """Their self-attention of one layer in evaluation; ``random_blocks="legal"`` has our blocks in place of theirs."""
+    if config.get("attention_type", "block_sparse") not in ("block_sparse", "original_full"):
+        raise UnsupportedError(f"attention_type={config['attention_type']!r} is neither block_sparse nor original_full")
+    block, random = config.get("block_size", 64), config.get("num_random_blocks", 3)
+    inner = _layer(**_arguments({"random_blocks": "hf_eval", **config, "seed": number}))
+    full = config.get("attention_type") == "original_full"
+    return bert.WholeBlocks(inner, block, shortest=1 << 62 if full else (5 + 2 * random) * block)
+
+
+def _places(config: Config) -> tuple[int, int]:
+    return 0, config.get("max_position_embeddings", 4096)
+
+
+def _inner_weights(state: State) -> State:
+    return {f"inner.{name}": tensor for name, tensor in _weights(state).items()}
+
+
+_MODEL = bert.importer(_layer_of, _inner_weights, _places)
 IMPORTERS = {
+    "huggingface/transformers:*BigBirdModel": _MODEL,
+    "transformers:*BigBirdModel": _MODEL,
     "huggingface/transformers:*BigBirdBlockSparseAttention": Importer(_layer, _arguments, _call, _weights),
     "transformers:*BigBirdBlockSparseAttention": Importer(_layer, _arguments, _call, _weights),
     "equations": Importer(External, _external_arguments, _external_call),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention import attend, merge
-from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bind
+from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bert, bind
 from regard.mechanisms.patterned.longformer import Longformer, longformer_pattern
 from regard.patterns import Blocks, Global, Pattern
 from regard.registry import UnsupportedError
@@ -215,8 +215,21 @@ def _any_call(module: WindowKernel | Longformer, inputs: Inputs, call: Call) -> 
     return _call(module, inputs, call)
 
 
+def _layer_of(config: Config, number: int) -> Longformer:
+    return _layer(**_arguments({"attention_window": 512, **config, "layer_id": number}, sides=2))
+
+
+def _places(config: Config) -> tuple[int, int]:
+    """Positions begin behind the number of the padding token, as in RoBERTa."""
+    offset = config.get("pad_token_id", 1) + 1
+    return offset, config.get("max_position_embeddings", 512) - offset
+
+
 _KERNEL = Importer(_anything, _any_arguments, _any_call, _weights)
+_MODEL = bert.importer(_layer_of, _weights, _places)
 IMPORTERS = {
+    "transformers:*LongformerModel": _MODEL,
+    "huggingface/transformers:*LongformerModel": _MODEL,
     "allenai/longformer:longformer/longformer.py:LongformerSelfAttention": _KERNEL,
     "allenai/longformer:*": _KERNEL,
     "transformers:*models/longformer/modeling_longformer.py:LongformerSelfAttention": Importer(

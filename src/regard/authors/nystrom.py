@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bind, nystromformer, renamed
+from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bert, bind, nystromformer, renamed
 from regard.authors.nystromformer import Kernel, batch_norm, batch_norms, filters, through_landmarks
 from regard.ops.convolution import token_convolution
 from regard.registry import UnsupportedError
@@ -25,7 +25,7 @@ class Heads(nn.Module):
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.kernel = Kernel(num_heads, **options)
 
-    def forward(self, x: Tensor, added: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(B, N, C)."""
         q, k, v = (
             linear(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -109,9 +109,20 @@ def _padded_call(module: Padded, inputs: Inputs, call: Call) -> Outputs:
     return {"out": module(given["x"])}
 
 
+def _layer_of(config: Config, number: int) -> Heads:
+    return Heads(**_heads_arguments(config))
+
+
+def _places(config: Config) -> tuple[int, int]:
+    return 2, config.get("max_position_embeddings", 510)
+
+
+_MODEL = bert.importer(_layer_of, _heads_weights, _places)
 _LAYER = Importer(Heads, _heads_arguments, _heads_call, _heads_weights)
 IMPORTERS = {
     **nystromformer.IMPORTERS,
+    "transformers:*:NystromformerModel": _MODEL,
+    "huggingface/transformers:*:NystromformerModel": _MODEL,
     "transformers:*:NystromformerSelfAttention": _LAYER,
     "huggingface/transformers:*:NystromformerSelfAttention": _LAYER,
     "*nystrom?attention:*NystromAttention": Importer(Padded, _padded_arguments, _padded_call, _padded_weights),

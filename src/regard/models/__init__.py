@@ -4,7 +4,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.models.bert import BertEncoder as BertEncoder
+    from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
     from regard.models.decoding import generate as generate
+    from regard.models.linformer import Linformer as Linformer
+    from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
+    from regard.models.nystromformer import Nystromformer as Nystromformer
+    from regard.models.performer import Performer as Performer
+    from regard.models.reformer import Reformer as Reformer
     from regard.models.reversible import ChunkedFeedForward as ChunkedFeedForward
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
@@ -15,14 +22,28 @@ if TYPE_CHECKING:
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "Reformer": "reformer",
+    "Performer": "performer",
+    "Nystromformer": "nystromformer",
+    "LongformerEncoder": "longformer_encoder",
+    "Linformer": "linformer",
+    "BigBirdEncoder": "bigbird_encoder",
+    "BertEncoder": "bert",
     "generate": "decoding",
     **dict.fromkeys(("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"), "reversible"),
     "Transformer": "transformer_2017",
     **dict.fromkeys(("TransformerClassifier", "TransformerEncoder", "TransformerLM"), "transformer"),
 }
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "BertEncoder",
+    "BigBirdEncoder",
     "ChunkedFeedForward",
+    "Linformer",
+    "LongformerEncoder",
+    "Nystromformer",
+    "Performer",
     "PreNorm",
+    "Reformer",
     "ReversibleBlock",
     "ReversibleSequence",
     "Transformer",

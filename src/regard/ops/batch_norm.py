@@ -1,0 +1,48 @@
+"""Batch normalisation of tokens, whose statistics are those of real tokens only."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+class TokenBatchNorm(nn.BatchNorm1d):
+    """torch's BatchNorm1d on (..., C), where tokens that a mask leaves out enter neither mean nor variance.
+
+    In training every token of the batch meets every other through them, later ones too; in evaluation none does.
+
+    Example:
+        >>> norm, keep = TokenBatchNorm(1, affine=False), torch.tensor([[True, True, False]])
+        >>> norm(torch.tensor([[[1.0], [3.0], [900.0]]]), keep)[keep].flatten().round().tolist()
+        [-1.0, 1.0]
+    """
+
+    def forward(self, input: Float[Tensor, "*B C"], mask: Bool[Tensor, "*B"] | None = None) -> Float[Tensor, "*B C"]:
+        """Normalise each feature; ``mask``: True for tokens that count, the others become anything finite."""
+        flat = input.flatten(0, -2)
+        if mask is None or not self.training:
+            return super().forward(flat).view(input.shape)
+        return self._masked(flat, mask.flatten()).view(input.shape)
+
+    def _masked(self, x: Float[Tensor, "T C"], mask: Bool[Tensor, " T"]) -> Float[Tensor, "T C"]:
+        real, count = mask[:, None], mask.sum()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = wide.masked_fill(~real, 0.0).sum(0) / count.clamp(min=1)
+        centred = (wide - mean).masked_fill(~real, 0.0)
+        variance = centred.square().sum(0) / count.clamp(min=1)
+        if self.track_running_stats:
+            self._follow(mean.detach(), variance.detach(), count)
+        y = centred * torch.rsqrt(variance + self.eps)
+        return (y if not self.affine else torch.addcmul(self.bias, y, self.weight)).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Move the running statistics, the variance as that of a sample; a batch of padding moves nothing."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(count > 0)
+        step = 1.0 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        for running, found in (
+            (self.running_mean, mean),
+            (self.running_var, variance * count / (count - 1).clamp(min=1)),
+        ):
+            moved = running + step * (found.to(running.dtype) - running)
+            running.copy_(torch.where(count > 0, moved, running))

@@ -162,7 +162,7 @@ def _weights_of_the_port(module: Longformer, x: Tensor, real: Tensor, special: T
     order = special.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)[:, :most]
     listed = special.take_along_dim(order, -1)
     to_global = local.take_along_dim(order[:, None, None], -1) * listed[:, None, None]
-    keys = torch.arange(n)[:, None] + torch.arange(-w, w + 1)
+    keys = torch.arange(n, device=x.device)[:, None] + torch.arange(-w, w + 1, device=x.device)
     inside = (keys >= 0) & (keys < n) & ~special[:, keys.clamp(0, n - 1)]
     in_window = local.take_along_dim(keys.clamp(0, n - 1)[None, None], -1) * inside[:, None]
     probs = torch.cat((to_global, in_window), -1) * ~special[:, None, :, None]

@@ -212,7 +212,7 @@ def _scattered(blocks: int, columns: Tensor | None) -> Tensor:
         return torch.zeros(1, blocks, blocks, dtype=torch.bool)
     if columns.shape[1] != blocks:
         raise ValueError(f"random columns for {columns.shape[1]} block rows, but the layout has {blocks}")
-    return torch.zeros(len(columns), blocks, blocks, dtype=torch.bool).scatter(-1, columns, True)
+    return torch.zeros(len(columns), blocks, blocks, dtype=torch.bool).scatter(-1, columns.cpu(), True)
 
 
 def _add_global(layout: Tensor, start: int, end: int, horizontal: bool, causal: bool) -> None:

@@ -208,6 +208,6 @@ class Subject:
 
     def _mask(self, keep: Tensor) -> Tensor:
         if self.card is not None and self.card.data == "map":
-            batch, _, height, width = self.inputs[self.first].shape
-            keep = keep[:, None, :].expand(batch, height, width)
+            batch, _, height, _ = self.inputs[self.first].shape
+            keep = keep[:, None, :].expand(batch, height, -1)
         return keep if self.mask_true == "keep" else ~keep

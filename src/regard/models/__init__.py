@@ -4,13 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.models.axial_transformer import AxialTransformer as AxialTransformer
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
+    from regard.models.bpt import BPT as BPT
     from regard.models.decoding import generate as generate
     from regard.models.linformer import Linformer as Linformer
     from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
     from regard.models.nystromformer import Nystromformer as Nystromformer
     from regard.models.performer import Performer as Performer
+    from regard.models.pkm_transformer import PKMTransformer as PKMTransformer
     from regard.models.reformer import Reformer as Reformer
     from regard.models.reversible import ChunkedFeedForward as ChunkedFeedForward
     from regard.models.reversible import PreNorm as PreNorm
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "BPT": "bpt",
+    "PKMTransformer": "pkm_transformer",
+    "AxialTransformer": "axial_transformer",
     "Reformer": "reformer",
     "Performer": "performer",
     "Nystromformer": "nystromformer",
@@ -35,12 +41,15 @@ _HOME = {
     **dict.fromkeys(("TransformerClassifier", "TransformerEncoder", "TransformerLM"), "transformer"),
 }
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    "BPT",
+    "AxialTransformer",
     "BertEncoder",
     "BigBirdEncoder",
     "ChunkedFeedForward",
     "Linformer",
     "LongformerEncoder",
     "Nystromformer",
+    "PKMTransformer",
     "Performer",
     "PreNorm",
     "Reformer",

@@ -71,6 +71,9 @@ def somewhere(tmp_path, monkeypatch):
         (["BOOK", "--smoke"], "--smoke brings its own text"),
         (["BOOK", "--task", "classify"], "no column text"),
         (["--task", "classify"], "--task classify has no default text"),
+        (["BOOK", "--task", "listops"], "--task listops takes no files"),
+        (["--task", "recall", "--scale", "full"], "--task recall takes no --scale"),
+        (["--task", "copy", "--length", "9"], "--length 9: 0 w 0 w has an even number of tokens"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(book, tmp_path, words, told):

@@ -3,6 +3,7 @@ import torch
 
 import regard
 from regard.race import entrants
+from regard.race.discipline import CAUSAL_FIELD
 from regard.race.entrants import Entrant, choose, parse
 from regard.race.settings import Settings
 from regard.registry import Card
@@ -42,18 +43,25 @@ def test_the_yardstick_is_always_there_and_first():
     assert labels(choose(settings("local", "multi_head", "full"))) == ["full", "local"]
 
 
-def test_by_default_all_that_can_be_causal():
-    found = labels(choose(settings()))
+@pytest.mark.parametrize("task", ["lm", "classify", "listops", "copy"])
+def test_by_default_a_field_of_eight_that_fits_the_time_and_the_task(task):
+    given = settings(task=task, length=64)
+    field = choose(given)
+    found = [label for label in labels(field) if label != "local:window=0"]
+    assert tuple(found) == given.discipline.field(64)
     assert found[0] == "full"
-    assert {"local", "longformer", "linear_transformer", "sparse_transformer"} <= set(found)
-    assert len(found) == len(set(found))
-    assert labels(choose(settings("causal"))) == found[:-1]
+    assert len(found) == len(set(found)) == 8
+    assert field.absent == ()
+    assert ("local:window=8" in found) == (task in ("listops", "copy")), "windows fit short sequences"
+    group = labels(choose(settings("causal", task=task)))
+    assert set(CAUSAL_FIELD) <= set(group), "the groups still name everybody"
+    assert len(labels(choose(settings("all", task=task)))) >= len(group)
 
 
 def test_the_control_runs_where_nobody_was_named():
     *_, control = choose(settings()).entrants
     assert control == entrants.CONTROL
-    assert "without attention" in control.mark("lm")
+    assert "each byte sees only itself" in control.mark(settings(), "bytes")
     layer = regard.create(control.name, **control.arguments(settings()))
     x = torch.randn(1, 9, 16)
     torch.testing.assert_close(layer(x)[:, 4:5], layer(x[:, 4:5]))
@@ -109,8 +117,9 @@ def test_those_that_cannot_do_the_task_are_listed_with_the_reason(monkeypatch):
         "gate": "works on maps, not on sequences",
         "odd": "needs an odd length",
     }
-    assert [entrant.mark("lm") != "" for entrant in field.entrants] == [False, True]
-    assert field.entrants[1].mark("classify") == ""
+    assert [entrant.mark(settings(), "bytes") != "" for entrant in field.entrants] == [False, True]
+    assert field.entrants[1].mark(settings(task="copy"), "tokens").endswith("depends on later tokens")
+    assert field.entrants[1].mark(settings(task="listops"), "tokens") == ""
     assert labels(choose(settings("all", task="classify"))) == ["full", "mixer", "picker"]
 
 

@@ -10,7 +10,6 @@ from torch.testing import assert_close
 
 from regard.inspect import Map, attention_map
 from regard.models.transformer import TransformerClassifier, TransformerLM
-from regard.race.data import prepare
 from regard.race.entrants import Entrant
 from regard.race.job import Job
 from regard.race.looking import LONGEST, choose_passage, look, pack, unpack
@@ -39,7 +38,7 @@ def reading(*texts, length=64):
 
 
 def test_a_passage_can_be_printed_and_begins_at_a_line():
-    task = prepare(Settings(smoke=True, steps=1)).task
+    task = Settings(smoke=True, steps=1).discipline.prepare(Settings(smoke=True, steps=1)).task
     passage = choose_passage(task, 4)
     assert passage == choose_passage(task, 4)
     assert len(passage) == LONGEST

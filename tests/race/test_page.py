@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from regard.inspect import Map
-from regard.race.data import prepare
 from regard.race.entrants import Entrant, Field
 from regard.race.leaderboard import show
 from regard.race.looking import pack
@@ -25,7 +24,7 @@ EVIL = "<script>alert('x')</script>"
 
 @pytest.fixture(scope="module")
 def prepared():
-    return prepare(SETTINGS)
+    return SETTINGS.discipline.prepare(SETTINGS)
 
 
 def looked(label):

@@ -11,7 +11,6 @@ from dataclasses import asdict
 import pytest
 import torch
 
-from regard.race.data import prepare
 from regard.race.entrants import Entrant
 from regard.race.folder import only_one
 from regard.race.job import CURVE, Job, profile
@@ -114,7 +113,7 @@ def test_one_that_crashes_or_is_killed_does_not_stop_the_rest(tmp_path):
     settings = tiny(steps=4)
     field = (Entrant("local", {"nonsense": 3}), Entrant("full"), Entrant("linear_transformer"))
     log = Log(kill)
-    runner = Runner(settings, field, tmp_path, prepare(settings).fingerprint, log)
+    runner = Runner(settings, field, tmp_path, settings.discipline.prepare(settings).fingerprint, log)
     (crashed, killed, fine), interrupted = runner.run()
     assert not interrupted
     assert (crashed.status, killed.status, fine.status) == ("crashed", "killed", "finished")
@@ -123,7 +122,7 @@ def test_one_that_crashes_or_is_killed_does_not_stop_the_rest(tmp_path):
     assert "Traceback" in (tmp_path / "entrants" / "local_nonsense=3" / "log.txt").read_text()
     assert ("linear_transformer", "point") in log.events
     again = Log()
-    outcomes, _ = Runner(settings, field[1:], tmp_path, prepare(settings).fingerprint, again).run()
+    outcomes, _ = Runner(settings, field[1:], tmp_path, settings.discipline.prepare(settings).fingerprint, again).run()
     assert [outcome.status for outcome in outcomes] == ["finished", "finished"]
     assert again.events[-1:] == [("linear_transformer", "finished")], "what is finished is not run again"
 

@@ -55,6 +55,19 @@ def test_resumes_bit_for_bit(tmp_path):
         assert torch.equal(tensor, second.model.state_dict()[name]), name
 
 
+def test_further_figures_are_means_like_quality():
+    class Told(LanguageModelling):
+        def further(self, prediction, batch):
+            hits = (prediction.argmax(-1) == batch.targets).double().sum(-1)
+            return {"hits": hits, "halves": hits / 2}
+
+    given = Told(task().split, length=3, batch=2, seed=0)
+    judged = Trainer(Toy(), given, Budget(steps=1), rate=1e-2, device="cpu").judge("test")
+    assert judged.further["hits"] == 2 * judged.further["halves"]
+    assert 0 <= judged.further["hits"] <= 1
+    assert trainer().judge("test").further == {}
+
+
 def test_judging_changes_nothing():
     plain = trainer()
     losses = [plain.step() for _ in range(4)]

@@ -8,6 +8,7 @@ import typer
 from regard.cli.errors import plain_errors
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+TaskName = Literal["lm", "classify", "listops", "pathfinder", "copy", "recall"]
 
 app = typer.Typer(
     name="regard",
@@ -25,14 +26,26 @@ def race(
         list[str] | None, typer.Argument(help="Files or directories, any bytes; without them the default text.")
     ] = None,
     task: Annotated[
-        Literal["lm", "classify"] | None,
-        typer.Option(help="Predict the next byte (lm), or name the class of a text (classify). [default: lm]"),
+        TaskName | None,
+        typer.Option(
+            help="Predict the next byte (lm) or name the class of a text (classify); or, on data that is drawn: nested "
+            "lists (listops), connected paths (pathfinder), repeating a sequence (copy), looking up pairs (recall); or "
+            "forecast (series). [default: lm]"
+        ),
+    ] = None,
+    scale: Annotated[
+        Literal["small", "full"] | None,
+        typer.Option(help="Of drawn data: what fits the default budget, or the published benchmark. [default: small]"),
     ] = None,
     mechanisms: Annotated[
         list[str] | None,
-        typer.Option(help="all, causal, or NAME or NAME:option=value,..., with commas between. [default: causal; all]"),
+        typer.Option(
+            help="all, causal, or NAME or NAME:option=value,..., with commas between. [default: a field of 8]"
+        ),
     ] = None,
-    length: Annotated[int | None, typer.Option(help="Bytes per sequence. [default: 2048]")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Positions per sequence. [default: 2048 bytes; as the task has it]")
+    ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Training time of each entrant, such as 60s or 2m. [default: 14s]")
     ] = None,
@@ -67,6 +80,7 @@ def race(
             "files": tuple(files) if files else None,
             "smoke": smoke or None,
             "task": task,
+            "scale": scale,
             "mechanisms": tuple(mechanisms) if mechanisms else None,
             "length": length,
             "ngram": ngram,

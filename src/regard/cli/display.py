@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from regard.race.data import Prepared
+from regard.race.discipline import Prepared
 from regard.race.entrants import Field
 from regard.race.leaderboard import show
 from regard.race.progress import Bars
@@ -26,8 +26,7 @@ class Display:
 
     def watch(self, field: Field, prepared: Prepared) -> AbstractContextManager[Watcher]:
         """One bar per entrant."""
-        metric = prepared.task.metric
-        return Bars(self.console, field.entrants, metric, metric.name if metric.lower_is_better else "nats")
+        return Bars(self.console, field.entrants, prepared.task.metric, prepared.task.loss_unit)
 
     def finish(self, results: dict[str, Any], folder: Path) -> None:
         """The leaderboard and where the files are; the pick is the last line."""

@@ -3,13 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from regard.models.transformer import TransformerClassifier, TransformerEncoder, TransformerLM
+from regard.models.transformer import TransformerEncoder
 from regard.race.embedding import NgramEmbedding
 from regard.race.entrants import YARDSTICK, Entrant
 from regard.race.settings import Settings
+from regard.tasks.task import Task
 
 
-def build(entrant: Entrant, settings: Settings, num_classes: int) -> nn.Module:
+def build(entrant: Entrant, settings: Settings, task: Task) -> nn.Module:
     """The Transformer of an entrant, on the CPU.
 
     A mechanism draws as many random numbers as it needs, so equal seeds alone would not give equal embeddings. Hence a
@@ -17,11 +18,11 @@ def build(entrant: Entrant, settings: Settings, num_classes: int) -> nn.Module:
     name and shape, begins with the same numbers: embeddings, norms, MLPs, and the projections of a layer that has the
     usual ones. A head start by initial weights would decide a short race.
 
-    Bytes enter as n-grams (:class:`NgramEmbedding`), and the learned positions begin as sinusoids, not as noise: a
+    Tokens enter as n-grams (:class:`NgramEmbedding`), and the learned positions begin as sinusoids, not as noise: a
     short race would end before they mean anything.
     """
-    model = _model(entrant, settings, num_classes)
-    shared = _model(Entrant(YARDSTICK), settings, num_classes).state_dict()
+    model = _model(entrant, settings, task)
+    shared = _model(Entrant(YARDSTICK), settings, task).state_dict()
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if name in shared and tensor.shape == shared[name].shape:
@@ -35,15 +36,12 @@ def sinusoids(length: int, dim: int) -> Tensor:
     return 0.02 * 2**0.5 * torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :dim]
 
 
-def _model(entrant: Entrant, settings: Settings, num_classes: int) -> TransformerEncoder:
+def _model(entrant: Entrant, settings: Settings, task: Task) -> nn.Module:
     torch.manual_seed(settings.seed)
-    sizes = (256, settings.dim, settings.depth, settings.num_heads, settings.length, entrant.name)
-    if settings.task == "lm":
-        model = TransformerLM(*sizes, **entrant.options)
-    else:
-        model = TransformerClassifier(*sizes, num_classes=num_classes, **entrant.options)
-    torch.manual_seed(settings.seed)
-    model.token_embedding = NgramEmbedding(256, settings.dim, settings.ngram)
-    with torch.no_grad():
-        model.position_embedding.weight.copy_(sinusoids(settings.length, settings.dim))
+    model = task.model(settings.dim, settings.depth, settings.num_heads, entrant.name, **entrant.options)
+    if isinstance(model, TransformerEncoder):
+        torch.manual_seed(settings.seed)
+        model.token_embedding = NgramEmbedding(task.vocab_size, settings.dim, settings.ngram)
+        with torch.no_grad():
+            model.position_embedding.weight.copy_(sinusoids(task.length, settings.dim))
     return model

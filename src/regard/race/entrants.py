@@ -46,17 +46,18 @@ class Entrant:
         """The mechanism's card."""
         return card(self.name)
 
-    def mark(self, task: str) -> str:
-        """What must be said wherever the entrant is named."""
+    def mark(self, settings: Settings, unit: str) -> str:
+        """What must be said wherever the entrant is named; ``unit`` is what a position is, in the plural."""
         if self == CONTROL:
-            return "the control: each byte sees only itself, so this is the same model without attention"
-        selects = task == "lm" and self.card.causal == "selection"
-        return "causal by selection only: which keys are picked depends on later bytes" if selects else ""
+            each = unit.removesuffix("s")
+            return f"the control: each {each} sees only itself, so this is the same model without attention"
+        selects = settings.discipline.causal and self.card.causal == "selection"
+        return f"causal by selection only: which keys are picked depends on later {unit}" if selects else ""
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """The arguments of ``regard.create`` that this race uses."""
         shared = {"dim": settings.dim, "num_heads": settings.num_heads, "max_length": settings.length}
-        return {**shared, "causal": settings.task == "lm", **self.options}
+        return {**shared, "causal": settings.discipline.causal, **self.options}
 
     def call(self, settings: Settings) -> str:
         """The exact call that makes this entrant's attention."""
@@ -79,28 +80,29 @@ class Field:
 def choose(settings: Settings) -> Field:
     """Resolve ``settings.mechanisms``; the yardstick comes first, whether it was named or not.
 
-    Where nobody was named and bytes are predicted, the control runs too.
+    Where nobody was named the field of the task runs, and in most tasks the control.
 
     Raises:
         InputError: an unknown name, a variant that the mechanism refuses, or sizes that suit nobody.
     """
-    wanted = parse(settings.mechanisms or ("causal" if settings.task == "lm" else "all",))
+    causal, named = settings.discipline.causal, settings.mechanisms
+    wanted = parse(named or settings.discipline.field(settings.length))
     entrants, absent = [Entrant(YARDSTICK)], list[tuple[str, str]]()
     for word in wanted:
         group = word.name in ("all", "causal") and not word.options
         for entrant in _group(word.name) if group else [known(word)]:
-            reason = obstacle(entrant, entrant.arguments(settings), causal=settings.task == "lm")
+            reason = obstacle(entrant, entrant.arguments(settings), causal=causal)
             if not reason:
                 entrants.append(entrant)
             elif entrant.options:
                 raise InputError(f"{entrant.label} cannot race: {reason}")
             else:
                 absent.append((entrant.label, reason))
-    if settings.task == "lm" and not settings.mechanisms:
+    if settings.discipline.control and not named:
         entrants.append(CONTROL)
     unique = {entrant.label: entrant for entrant in entrants}
     yardstick = unique[YARDSTICK]
-    if reason := obstacle(yardstick, yardstick.arguments(settings), causal=settings.task == "lm"):
+    if reason := obstacle(yardstick, yardstick.arguments(settings), causal=causal):
         raise InputError(f"{YARDSTICK} cannot race: {reason}")
     return Field(tuple(unique.values()), tuple(dict(absent).items()))
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from regard.race.data import Prepared, measure_baselines, prepare
+from regard.race.discipline import Prepared
 from regard.race.entrants import Field, choose
 from regard.race.folder import FORMAT, choose_folder, only_one, read_settings
 from regard.race.page import render
@@ -52,7 +52,10 @@ def hold_race(
     if resume and stored is None:
         show.say(f"nothing to resume in {folder}: starting from the beginning")
     settings = _settings(given, stored[0] if stored else None, folder)
-    field, prepared = choose(settings), prepare(settings)
+    field = choose(settings)
+    if settings.scale == "full":
+        show.say("the data of the full scale is drawn once and kept; the first time that takes minutes")
+    prepared = settings.discipline.prepare(settings)
     if stored and stored[1] != prepared.fingerprint:
         raise InputError(f"the text is not the one that the race in {folder} began with: start a new race")
     try:
@@ -75,7 +78,7 @@ def _run(settings: Settings, field: Field, prepared: Prepared, folder: Path, sho
     with only_one(folder):
         stored = {"format": FORMAT, "fingerprint": prepared.fingerprint, "settings": asdict(settings)}
         describe(settings, prepared, show.say)
-        baselines = measure_baselines(prepared)
+        baselines = prepared.baselines()
         with show.watch(field, prepared) as watcher:
             runner = Runner(settings, field.entrants, folder, prepared.fingerprint, watcher)
             runner.inspect()
@@ -88,7 +91,8 @@ def _run(settings: Settings, field: Field, prepared: Prepared, folder: Path, sho
 
 def describe(settings: Settings, prepared: Prepared, say: Callable[[str], None]) -> None:
     """Say what will be done before it is done."""
-    sizes = ", ".join(f"{part} {count:,} documents {size:,} bytes" for part, (count, size) in prepared.sizes.items())
+    items, unit = prepared.task.metric.items, prepared.task.unit
+    sizes = ", ".join(f"{part} {count:,} {items} {size:,} {unit}" for part, (count, size) in prepared.sizes.items())
     say(f"{prepared.name}: {sizes}")
     say(f"held out {prepared.rule}")
     for remark in prepared.remarks:
@@ -96,5 +100,5 @@ def describe(settings: Settings, prepared: Prepared, say: Callable[[str], None])
     say(
         f"each entrant trains for {settings.budget}: depth {settings.depth}, dim {settings.dim}, "
         f"{settings.num_heads} heads, {settings.ngram}-grams at the input, "
-        f"{settings.batch} x {settings.length:,} bytes a step, seed {settings.seed}"
+        f"{settings.batch} x {settings.length:,} {unit} a step, seed {settings.seed}"
     )

@@ -1,6 +1,5 @@
 """One entrant's whole run: build, resume, train, judge, measure; told step by step through ``emit``."""
 
-import math
 import os
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import torch
 from torch import nn
 
 from regard.race.build import build
-from regard.race.data import prepare
 from regard.race.entrants import Entrant
 from regard.race.looking import choose_passage, look
 from regard.race.outcome import Outcome
@@ -56,13 +54,13 @@ class Job:
     ) -> None:
         self.settings, self.entrant, self.folder = settings, entrant, folder
         self.emit, self.stopped = emit, stopped
-        prepared = prepare(settings)
+        prepared = settings.discipline.prepare(settings)
         if fingerprint and prepared.fingerprint != fingerprint:
             raise InputError("the text has changed since the race began")
         warm_up()
         self.passage = choose_passage(prepared.task, settings.num_heads)
         self.outcome = Outcome(entrant.label, memory={"base": memory_now()})
-        model = build(entrant, settings, prepared.task.num_classes)
+        model = build(entrant, settings, prepared.task)
         self.outcome.parameters = sum(parameter.numel() for parameter in model.parameters())
         self.trainer = Trainer(
             model, prepared.task, settings.budget, rate=settings.learning_rate, device=settings.device
@@ -76,7 +74,7 @@ class Job:
         """Train to the end of the budget, or until told to stop."""
         while self.trainer.spent < 1 and not self.stopped():
             loss = self.trainer.step()
-            self._tell("step", loss=loss / math.log(2) if self.settings.task == "lm" else loss)
+            self._tell("step", loss=loss * self.trainer.task.loss_scale)
             if self.trainer.spent >= CURVE[min(len(self.outcome.curve), len(CURVE) - 1)]:
                 self._point()
                 self._save()
@@ -95,8 +93,10 @@ class Job:
         self.outcome.memory |= {"peak": memory_peak(), "device": device_memory_peak()}
         judgement = self._judge("test")
         self.outcome.quality, self.outcome.units = judgement.quality, judgement.units
+        self.outcome.further = judgement.further
         self._count()
-        self.outcome.attention_map = look(self.trainer.model, self.passage)
+        if self.passage:
+            self.outcome.attention_map = look(self.trainer.model, self.passage)
         self.outcome.milliseconds = profile(self.trainer)
 
     def _point(self) -> None:

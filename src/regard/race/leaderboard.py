@@ -8,7 +8,10 @@ from rich.table import Table
 
 
 def show(results: dict[str, Any], console: Console) -> None:
-    """Print baselines, leaderboard, absentees and the final line."""
+    """Print the published figures, leaderboard, absentees, baselines and the final line."""
+    if published := results.get("published"):
+        _say(console, published_line(results))
+        _say(console, published["remark"])
     console.print(_table(results))
     for entry in results["entrants"]:
         if entry["mark"]:
@@ -18,6 +21,8 @@ def show(results: dict[str, Any], console: Console) -> None:
     for entry in results["absent"]:
         _say(console, f"not in the race: {entry['name']}: {entry['reason']}")
     _say(console, baselines_line(results))
+    if results.get("bar"):
+        _say(console, bar_line(results))
     _say(console, pick_line(results), style="bold")
 
 
@@ -29,6 +34,28 @@ def baselines_line(results: dict[str, Any]) -> str:
         for name, value in results["baselines"].items()
     ]
     return f"without attention, {results['metric']['name']}: {', '.join(parts)}"
+
+
+def bar_line(results: dict[str, Any]) -> str:
+    """Who has learned anything at all, and what that means."""
+    bar = results["bar"]
+    told = {True: list[str](), False: list[str](), None: list[str]()}
+    for entry in results["entrants"]:
+        told[entry["learned"]].append(entry["label"])
+    passed, failed = (", ".join(told[learned]) or "none" for learned in (True, False))
+    digits = results["metric"]["digits"]
+    height = f"{bar['value'] + bar['margin']:.{digits}f}"
+    return (
+        f"learned: {passed}; not learned: {failed} (learned is more than {height}: the baseline {bar['baseline']!r} "
+        f"and three standard errors of it on {bar['items']:,} {results['metric']['items']})"
+    )
+
+
+def published_line(results: dict[str, Any]) -> str:
+    """What others reached, in one line."""
+    published, digits = results["published"], results["metric"]["digits"]
+    figures = ", ".join(f"{name} {value:.{digits + 1}f}" for name, value in published["rows"])
+    return f"published, {results['metric']['name']} ({published['source']}): {figures}"
 
 
 def pick_line(results: dict[str, Any]) -> str:
@@ -45,6 +72,17 @@ def quality(entry: dict[str, Any], results: dict[str, Any]) -> str:
     if entry["quality"] is not None:
         return f"{entry['quality']:.{digits}f}"
     return f"({entry['curve'][-1]['quality']:.{digits}f})" if entry["curve"] else "-"
+
+
+def further(results: dict[str, Any]) -> list[str]:
+    """The names of the other figures that entrants have."""
+    return list(dict.fromkeys(name for entry in results["entrants"] for name in entry.get("further", ())))
+
+
+def figure(entry: dict[str, Any], name: str, results: dict[str, Any]) -> str:
+    """One of the other figures."""
+    value = entry.get("further", {}).get(name)
+    return "-" if value is None else f"{value:.{results['metric']['digits']}f}"
 
 
 def milliseconds(entry: dict[str, Any]) -> str:
@@ -79,6 +117,7 @@ def _table(results: dict[str, Any]) -> Table:
     table.add_column("mechanism", no_wrap=True)
     for name in (
         f"{results['metric']['name']}\n({better} is better)",
+        *further(results),
         "behind the best\n[95 % interval]",
         "training\ntokens/s",
         "ms per step\n= attention + rest",
@@ -91,7 +130,8 @@ def _table(results: dict[str, Any]) -> Table:
         label = entry["label"] + (" *" if entry["mark"] else "")
         if entry["status"] in ("finished", "interrupted") and entry["steps"]:
             gap = behind(entry, results) if entry["quality"] is not None else entry["status"]
-            cells = [quality(entry, results), gap, f"{entry['tokens_per_second']:,.0f}", milliseconds(entry)]
+            others = [figure(entry, name, results) for name in further(results)]
+            cells = [quality(entry, results), *others, gap, f"{entry['tokens_per_second']:,.0f}", milliseconds(entry)]
             cells += [megabytes(entry), f"{entry['parameters']:,}", f"{entry['steps']:,}"]
         else:
             cells = [quality(entry, results), entry["status"]]

@@ -2,9 +2,7 @@
 
 import base64
 import math
-import re
 import zlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +12,10 @@ from regard.inspect import Map, attention_map
 from regard.inspect.measure import said
 from regard.inspect.picture import relative
 from regard.registry import UnsupportedError
-from regard.tasks.classification import Classification
-from regard.tasks.language import LanguageModelling
+from regard.tasks.task import Task
 
 LONGEST = 96
-"""Bytes of the passage: as many as the eye can follow."""
+"""Tokens of the passage: as many as the eye can follow."""
 
 WEIGHTS = 72_000
 """Of all heads together, a byte each: about 100 KB of results.json at the most."""
@@ -27,14 +24,9 @@ MIXTURES = 8
 """Of its output features, where only a Jacobian can be had: a sixteenth of the time, and the norms to some percent."""
 
 
-def choose_passage(task: LanguageModelling | Classification, num_heads: int) -> bytes:
-    """A piece of the test part that can be printed; it begins at a line, with a capital if there is such a place."""
-    if isinstance(task, Classification):
-        texts = [task.documents[number].data for number in task.split.test]
-    else:
-        texts = [document.data for document in task.split.test]
-    size = min(LONGEST, task.length, math.isqrt(WEIGHTS // num_heads), max(map(len, texts)))
-    return _printable(texts[len(texts) // 2 :] + texts[: len(texts) // 2], size)
+def choose_passage(task: Task, num_heads: int) -> bytes:
+    """A piece of the test part, a byte a token, as long as its maps may be; empty where there is nothing to see."""
+    return task.passage(min(LONGEST, task.length, math.isqrt(WEIGHTS // num_heads)))
 
 
 def look(model: nn.Module, passage: bytes) -> dict[str, Any]:
@@ -75,16 +67,6 @@ def unpack(told: dict[str, Any]) -> Tensor:
     shares = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(told["shares"]))), dtype=torch.int8)
     largest = torch.frombuffer(bytearray(base64.b64decode(told["largest"])), dtype=torch.float32)
     return shares.view(heads, n, m) / 127 * largest.view(heads, n, 1)
-
-
-def _printable(texts: Sequence[bytes], size: int) -> bytes:
-    """The first printable piece, preferably from behind the first third of a text, where titles and licences end."""
-    for first in (rb"[A-Z]", rb"[!-~]"):
-        piece = re.compile(rb"(?m)^%b[ -~\s]{%d}" % (first, size - 1))
-        for text in texts:
-            if found := piece.search(text, len(text) // 3) or piece.search(text):
-                return found[0]
-    return max(texts, key=len)[:size]
 
 
 def _last_map(model: nn.Module, passage: bytes) -> Map:

@@ -16,6 +16,7 @@ class Outcome:
         evaluation_seconds: what judging cost, outside the budget.
         curve: steps, seconds and quality on the validation part.
         quality, units: on the test part; units are (document, sum of scores, amount).
+        further: other figures on the test part, by name.
         memory: bytes; "base" before the model existed, "peak" of the process, "device" on an accelerator.
         attention_map: of its last attention on the passage, see :func:`regard.race.looking.pack`; or an "error".
         milliseconds: of a step, by "attention" and "rest", measured on a few steps after training.
@@ -33,6 +34,7 @@ class Outcome:
     curve: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     quality: float | None = None
     units: list[tuple[str, float, float]] = field(default_factory=list[tuple[str, float, float]])
+    further: dict[str, float] = field(default_factory=dict[str, float])
     memory: dict[str, int] = field(default_factory=dict[str, int])
     attention_map: dict[str, Any] = field(default_factory=dict[str, Any])
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])

@@ -12,7 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from regard.race.data import Prepared
+from regard.race.bar import Bar, bar_of
+from regard.race.discipline import Prepared
 from regard.race.entrants import CONTROL, Entrant, Field
 from regard.race.looking import choose_passage
 from regard.race.machine import machine
@@ -37,6 +38,7 @@ def assemble(
 ) -> dict[str, Any]:
     """The content of ``results.json``."""
     metric = prepared.task.metric
+    bar = bar_of(prepared, baselines)
     verdict = judge(outcomes, metric, settings.seed, CONTROL.label)
     entrants = {entrant.label: entrant for entrant in field.entrants}
     order = [outcome.label for outcome in ranked(outcomes, metric)]
@@ -53,14 +55,16 @@ def assemble(
         "machine": machine(),
         "data": _data(prepared, settings),
         "baselines": baselines,
-        "entrants": [_entry(entrants[label], by_label[label], settings) for label in order],
+        "bar": asdict(bar) if bar else None,
+        "published": asdict(prepared.published) if prepared.published else None,
+        "entrants": [_entry(entrants[label], by_label[label], settings, prepared, bar) for label in order],
         "absent": [{"name": name, "reason": reason} for name, reason in field.absent],
         "equal_steps": at_equal(outcomes, "steps", metric),
         "equal_seconds": at_equal(outcomes, "seconds", metric),
         "verdict": {
             "pick": verdict.pick,
             "measured": verdict.measured,
-            "reason": verdict.reason,
+            "reason": verdict.reason + (bar.warning(by_label.values()) if bar and verdict.pick else ""),
             "call": entrants[verdict.pick].call(settings) if verdict.pick else "",
             "differences": [
                 {**asdict(gap), "separated": gap.separated, "from": order[0]} for gap in verdict.differences
@@ -71,7 +75,8 @@ def assemble(
 
 def command(settings: Settings) -> str:
     """The command line that repeats a race."""
-    defaults = Settings.of({"smoke": settings.smoke or None})
+    kind = {"smoke": settings.smoke or None, "task": settings.task, "scale": settings.scale}
+    defaults = replace(Settings.of(kind), task="lm", scale="small")
     words = ["regard", "race", *settings.files]
     if settings.smoke:
         words.append("--smoke")
@@ -125,12 +130,15 @@ def _data(prepared: Prepared, settings: Settings) -> dict[str, Any]:
         "sha256": prepared.fingerprint,
         "split": prepared.rule,
         "parts": {part: {"documents": count, "bytes": size} for part, (count, size) in prepared.sizes.items()},
+        "unit": prepared.task.unit,
         "remarks": prepared.remarks,
-        "passage": choose_passage(prepared.task, settings.num_heads).decode("latin-1"),
+        "passage": prepared.task.spell(choose_passage(prepared.task, settings.num_heads)),
     }
 
 
-def _entry(entrant: Entrant, outcome: Outcome, settings: Settings) -> dict[str, Any]:
+def _entry(
+    entrant: Entrant, outcome: Outcome, settings: Settings, prepared: Prepared, bar: Bar | None
+) -> dict[str, Any]:
     about = entrant.card
     told = asdict(replace(outcome, units=[]))
     told["units"] = [list(unit) for unit in outcome.units]
@@ -142,7 +150,8 @@ def _entry(entrant: Entrant, outcome: Outcome, settings: Settings) -> dict[str, 
         "paper": about.paper,
         "formula": about.formula,
         "cost": about.cost,
-        "mark": entrant.mark(settings.task),
+        "mark": entrant.mark(settings, prepared.task.unit),
+        "learned": bar.cleared(outcome.quality) if bar and outcome.quality is not None else None,
         **told,
         "tokens_per_second": speed(outcome),
         "memory_above_base": memory(outcome),

@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from regard.race.discipline import Discipline
+from regard.race.disciplines import DISCIPLINES
 from regard.tasks.documents import InputError
 from regard.train.budget import Budget
-
-TaskName = Literal["lm", "classify"]
-
-SMOKE: dict[str, Any] = {"length": 128, "steps": 5, "dim": 32, "depth": 1, "num_heads": 2, "batch": 2}
-"""What ``--smoke`` changes: seconds instead of minutes, numbers that mean nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,11 +18,13 @@ class Settings:
 
     Attributes:
         files: files and directories of the user; empty: the default text.
-        smoke: the small text that every Python has, instead of the default one.
-        task: "lm" predicts the next byte, "classify" names the class of a text.
+        smoke: little data that needs no package, instead of the default.
+        task: the name of a :class:`Discipline`.
+        scale: "small" fits the default budget, "full" has the sizes of the published benchmark.
+        horizon: steps to forecast, where the task is forecasting.
         mechanisms: as given: "causal", "all", or NAME or NAME:option=value,... each.
-        length: bytes per sequence.
-        ngram: each position also reads the embeddings of the bytes before it, this many bytes in all; 1: plain bytes.
+        length: positions per sequence.
+        ngram: each position also reads the embeddings of the tokens before it, this many tokens in all; 1: its own.
         steps, seconds: the budget of each entrant, one of the two.
         dim, depth, num_heads: the Transformer that all entrants share.
         batch: sequences per step.
@@ -36,7 +35,9 @@ class Settings:
 
     files: tuple[str, ...] = ()
     smoke: bool = False
-    task: TaskName = "lm"
+    task: str = "lm"
+    scale: Literal["small", "full"] = "small"
+    horizon: int | None = None
     mechanisms: tuple[str, ...] = ()
     length: int = 2048
     ngram: int = 4
@@ -58,11 +59,26 @@ class Settings:
             raise InputError(f"--seed {self.seed} is not between 0 and {2**31 - 1:,}")
         if self.dim % self.num_heads:
             raise InputError(f"--dim {self.dim} cannot be shared equally by --num-heads {self.num_heads}")
-        if self.task not in ("lm", "classify"):
-            raise InputError(f"--task {self.task} is unknown: lm or classify")
+        if self.horizon is not None and self.horizon < 1:
+            raise InputError(f"--horizon {self.horizon} is not positive")
+        if self.scale not in ("small", "full"):
+            raise InputError(f"--scale {self.scale} is unknown: small or full")
+        takes = self.discipline.takes
+        for name, default in (("files", ()), ("scale", "small"), ("horizon", None)):
+            if getattr(self, name) != default and name not in takes:
+                raise InputError(f"--task {self.task} takes no {'files' if name == 'files' else f'--{name}'}")
         if self.device not in ("auto", "cpu"):
             raise InputError(f"--device {self.device} is unknown: auto or cpu")
         _ = self.budget
+
+    @property
+    def discipline(self) -> Discipline:
+        """What the race is about.
+
+        Raises:
+            InputError: there is no such task.
+        """
+        return _discipline(self.task)
 
     @property
     def budget(self) -> Budget:
@@ -76,16 +92,23 @@ class Settings:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "Settings":
-        """Settings from the options that were given; the rest by default."""
+        """Settings from the options that were given; the rest as the task has it, at its scale."""
         chosen = {name: value for name, value in given.items() if value is not None}
+        discipline = _discipline(chosen.get("task", "lm"))
+        usual: dict[str, Any] = dict(discipline.defaults)
+        if chosen.get("scale") == "full":
+            usual |= discipline.full
         if chosen.get("smoke"):
             if chosen.get("files"):
                 raise InputError("--smoke brings its own text: leave out either it or the files")
-            budget = {"steps"} if chosen.get("seconds") is not None else set[str]()
-            chosen = {name: value for name, value in SMOKE.items() if name not in budget} | chosen
-        elif chosen.get("steps") is None and chosen.get("seconds") is None:
-            chosen["seconds"] = DEFAULT_SECONDS
-        return cls(**chosen)
+            usual |= discipline.smoke
+        if "steps" in chosen or "seconds" in chosen:
+            usual = {name: value for name, value in usual.items() if name not in ("steps", "seconds")}
+        elif "steps" in usual:
+            usual.pop("seconds", None)
+        else:
+            usual.setdefault("seconds", DEFAULT_SECONDS)
+        return cls(**usual | chosen)
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Settings":
@@ -106,6 +129,12 @@ class Settings:
 
 DEFAULT_SECONDS = 14.0
 """Eight entrants and the control then take less than four minutes on two cores, start and examinations included."""
+
+
+def _discipline(name: str) -> Discipline:
+    if name not in DISCIPLINES:
+        raise InputError(f"--task {name} is unknown: {', '.join(DISCIPLINES)}")
+    return DISCIPLINES[name]
 
 
 def _option(name: str) -> str:

@@ -114,11 +114,8 @@ def difference(best: Outcome, other: Outcome, metric: Metric, seed: int = 0) -> 
         for values in (gap, [amount for _, _, amount in best.units])
     )
     low, high = _interval(gaps, amounts, seed)
-    over = (
-        f"over {size:,} documents"
-        if documents
-        else f"over {size:,} pieces of {len(groups)} document{'s' if len(groups) > 1 else ''}"
-    )
+    items = metric.items if len(groups) > 1 else metric.items.removesuffix("s")
+    over = f"over {size:,} {items}" if documents else f"over {size:,} pieces of {len(groups)} {items}"
     return Difference(other.label, float(gaps.sum() / amounts.sum()), low, high, over)
 
 

@@ -1,13 +1,16 @@
 """Text classification on bytes: quality is held-out accuracy."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from regard.models.transformer import TransformerClassifier
 from regard.tasks.labelled import Labelled, LabelledSplit
+from regard.tasks.passage import printable_piece
 from regard.tasks.task import Batch, Metric, Part, Task, step_generator
 
 VALIDATION_ITEMS, TEST_ITEMS = 128, 1024
@@ -40,6 +43,11 @@ class Classification(Task):
             "test": _even(split.test, TEST_ITEMS),
         }
 
+    def model(self, dim: int, depth: int, num_heads: int, mechanism: str, **options: Any) -> nn.Module:
+        """A classifier of the mean over positions."""
+        sizes = (self.vocab_size, dim, depth, num_heads, self.length, mechanism)
+        return TransformerClassifier(*sizes, num_classes=self.num_classes, **options)
+
     def batch(self, step: int) -> Batch:
         """``batch`` training texts drawn uniformly by a generator that depends on seed and step alone."""
         generator = step_generator(self.seed, step)
@@ -58,6 +66,10 @@ class Classification(Task):
     def scores(self, prediction: Tensor, batch: Batch) -> Float[Tensor, " B"]:
         """1 where the likeliest class is the right one."""
         return (prediction.argmax(-1) == batch.targets).double()
+
+    def passage(self, size: int) -> bytes:
+        """A printable piece of a text of the test part."""
+        return printable_piece([self.documents[number].data for number in self.split.test], size)
 
     def majority(self) -> float:
         """Test accuracy of always naming the largest training class."""

@@ -4,13 +4,16 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from regard.models.transformer import TransformerLM
 from regard.tasks.documents import Document, InputError
+from regard.tasks.passage import printable_piece
 from regard.tasks.split import Split
 from regard.tasks.task import Batch, Metric, Part, Task, step_generator
 
@@ -71,6 +74,7 @@ class LanguageModelling(Task):
     """
 
     metric = Metric("bits per byte", lower_is_better=True, digits=3)
+    loss_unit, loss_scale = "bits per byte", 1 / math.log(2)
     num_classes = 256
 
     def __init__(self, split: Split, *, length: int, batch: int, seed: int) -> None:
@@ -86,6 +90,10 @@ class LanguageModelling(Task):
             "validation": held_out_chunks(split.validation, length, VALIDATION_BYTES),
             "test": held_out_chunks(split.test, length, TEST_BYTES),
         }
+
+    def model(self, dim: int, depth: int, num_heads: int, mechanism: str, **options: Any) -> nn.Module:
+        """A causal language model over bytes."""
+        return TransformerLM(self.vocab_size, dim, depth, num_heads, self.length, mechanism, **options)
 
     def batch(self, step: int) -> Batch:
         """``batch`` windows drawn uniformly by a generator that depends on seed and step alone."""
@@ -110,6 +118,10 @@ class LanguageModelling(Task):
         """Bits that each row would take in an ideal code."""
         nats = F.cross_entropy(prediction.transpose(1, 2).float(), batch.targets, reduction="none")
         return nats.double().sum(-1) / math.log(2)
+
+    def passage(self, size: int) -> bytes:
+        """A printable piece of a text of the test part."""
+        return printable_piece([document.data for document in self.split.test], size)
 
 
 def _batch(chunks: Sequence[Chunk]) -> Batch:

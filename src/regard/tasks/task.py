@@ -4,22 +4,23 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Float, Num
+from torch import Tensor, nn
 
 Part = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How quality is written: ``name`` in words, whether less is better, and digits after the point."""
+    """How quality is written: ``name`` in words, whether less is better, digits after the point, and of what."""
 
     name: str
     lower_is_better: bool
     digits: int
+    items: str = "documents"
 
     def better(self, left: float, right: float) -> bool:
         """Is ``left`` better than ``right``?"""
@@ -30,11 +31,12 @@ class Metric:
 class Batch:
     """Tokens (B, N) with their targets: (B, N) for a language model, (B,) for a classifier.
 
+    A task on numbers has vectors for tokens, (B, N, C), and numbers for targets.
     ``units`` says which held-out document each row belongs to, ``amounts`` how much of it the row scores (bytes, or 1).
     """
 
-    tokens: Int[Tensor, "B N"]
-    targets: Int[Tensor, "B *N"]
+    tokens: Num[Tensor, "B N *C"]
+    targets: Num[Tensor, "B *M"]
     key_mask: Bool[Tensor, "B N"] | None = None
     units: tuple[str, ...] = ()
     amounts: tuple[float, ...] = ()
@@ -46,18 +48,38 @@ class Batch:
         return Batch(tokens, targets, mask, self.units, self.amounts)
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """Random numbers for one step; through a hash, because torch's generator takes no more than 32 bits of a seed."""
+def step_generator(seed: int, step: int | Part) -> torch.Generator:
+    """Random numbers for one step, or for a part that is drawn.
+
+    Through a hash, because torch's generator takes no more than 32 bits of a seed.
+    """
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
 class Task(ABC):
-    """One objective on one data set. Batches are a pure function of (seed, step): resuming needs no data state."""
+    """One objective on one data set. Batches are a pure function of (seed, step): resuming needs no data state.
 
-    metric: ClassVar[Metric]
+    Attributes:
+        metric: how quality is written.
+        unit: what a position of a sequence is, in the plural.
+        loss_unit, loss_scale: how the training loss is shown: nats times ``loss_scale``.
+        vocab_size: kinds of tokens; a token fits a byte.
+        length: the most positions of a sequence.
+        num_classes: kinds of answers.
+    """
+
+    metric: Metric
+    unit: str = "bytes"
+    loss_unit: str = "nats"
+    loss_scale: float = 1.0
+    vocab_size: int = 256
     length: int
     num_classes: int
+
+    @abstractmethod
+    def model(self, dim: int, depth: int, num_heads: int, mechanism: str, **options: Any) -> nn.Module:
+        """The network that does this task with one mechanism; ``options`` go to the mechanism."""
 
     @abstractmethod
     def batch(self, step: int) -> Batch:
@@ -74,3 +96,15 @@ class Task(ABC):
     @abstractmethod
     def scores(self, prediction: Tensor, batch: Batch) -> Float[Tensor, " B"]:
         """One score a row; quality is the sum of scores over the sum of amounts."""
+
+    def further(self, prediction: Tensor, batch: Batch) -> dict[str, Float[Tensor, " B"]]:
+        """Other scores of each row, by name; they are told, and decide nothing."""
+        return {}
+
+    def passage(self, size: int) -> bytes:
+        """At most ``size`` tokens of the test part, a byte each, to look at attention with; empty: nothing to see."""
+        return b""
+
+    def spell(self, passage: bytes) -> str:
+        """A passage as it is read: one sign a token."""
+        return passage.decode("latin-1")

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from regard.race.leaderboard import baselines_line, behind, megabytes, milliseconds, quality
+from regard.race.leaderboard import bar_line, baselines_line, behind, figure, further, megabytes, milliseconds, quality
 from regard.race.page.parts import note, row, section, sentence, table, words_row
+
+_LEARNED = {True: "learned", False: "not learned", None: ""}
 
 
 def leaderboard(told: dict[str, Any]) -> str:
@@ -12,6 +14,7 @@ def leaderboard(told: dict[str, Any]) -> str:
     heads = [
         "mechanism",
         f"{told['metric']['name']} ({better} is better)",
+        *further(told),
         "behind the best",
         "training tokens/s",
         "ms per step = attention + rest",
@@ -21,10 +24,23 @@ def leaderboard(told: dict[str, Any]) -> str:
     ]
     notes = [f"* {entry['label']} is {entry['mark']}." for entry in told["entrants"] if entry["mark"]]
     notes.append(sentence(baselines_line(told)))
+    if told.get("bar"):
+        notes.append(sentence(bar_line(told)))
     if told["absent"]:
         gone = "; ".join(f"{entry['name']}: {entry['reason']}" for entry in told["absent"])
         notes.append(f"Not in the race: {gone}.")
     return section("Leaderboard", table(heads, [_row(entry, told) for entry in told["entrants"]]), *map(note, notes))
+
+
+def published(told: dict[str, Any]) -> str:
+    """What others reached; empty where nobody has published anything that can stand beside this task."""
+    found = told.get("published")
+    if not found:
+        return ""
+    digits = told["metric"]["digits"] + 1
+    rows = [row([name, f"{value:.{digits}f}"]) for name, value in found["rows"]]
+    heads = ["model", f"{told['metric']['name']}, as published"]
+    return section("Published figures", note(f"{found['source']}. {found['remark']}"), table(heads, rows))
 
 
 def equal(told: dict[str, Any]) -> str:
@@ -49,10 +65,11 @@ def _row(entry: dict[str, Any], told: dict[str, Any]) -> str:
     name = f"{entry['label']}{' *' if entry['mark'] else ''}\n{entry['title']}"
     if entry["status"] != "finished":
         words = f"{entry['status']}: {entry['error']}" if entry["error"] else entry["status"]
-        return words_row([name, quality(entry, told)], words, 6)
+        return words_row([name, quality(entry, told)], words, 6 + len(further(told)))
     cells = [
         name,
-        quality(entry, told),
+        f"{quality(entry, told)}\n{_LEARNED[entry.get('learned')]}",
+        *(figure(entry, other, told) for other in further(told)),
         behind(entry, told).replace(" [", "\n["),
         f"{entry['tokens_per_second']:,.0f}",
         milliseconds(entry).replace(" = ", "\n"),

@@ -24,9 +24,9 @@ def looks(told: dict[str, Any]) -> str:
     entries = [entry for entry in told["entrants"] if entry.get("attention_map")]
     if not entries:
         return ""
-    passage = told["data"]["passage"].encode("latin-1")
+    passage, unit = told["data"]["passage"].encode("latin-1"), told["data"].get("unit", "bytes")
     remark = (
-        f"The last attention of every model on the same {len(passage)} bytes of the test part, read alone. Queries "
+        f"The last attention of every model on the same {len(passage)} {unit} of the test part, read alone. Queries "
         "downwards, keys to the right; each row has its full colour at its largest weight (orange: negative). Exact "
         "weights are what multiplies the values; a Jacobian norm, where there are no weights, is how strongly an "
         "output depends on an input, by way of keys and queries too. Touch a map to read a row."

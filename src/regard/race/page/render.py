@@ -6,7 +6,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from regard.race.page.board import equal, leaderboard
+from regard.race.page.board import equal, leaderboard, published
 from regard.race.page.figures import curves, patterns
 from regard.race.page.looks import looks
 from regard.race.page.parts import definitions, note, section, sentence
@@ -18,7 +18,7 @@ def render(results: Mapping[str, Any]) -> str:
     told = dict(results)
     frame, style, script = _own("frame.html"), _own("style.css"), _own("hover.js") + _own("look.js")
     parts = (
-        *(_head(told), _pick(told), leaderboard(told), curves(told), equal(told)),
+        *(_head(told), _pick(told), leaderboard(told), published(told), curves(told), equal(told)),
         *(patterns(told), looks(told), _how(told)),
     )
     title = escape(f"Which attention? {told['data']['name']}")
@@ -30,15 +30,15 @@ def _own(name: str) -> str:
 
 
 def _head(told: dict[str, Any]) -> str:
-    budget = Settings.from_json(told["settings"]).budget
-    task = "predict the next byte" if told["settings"]["task"] == "lm" else "name the class"
+    settings = Settings.from_json(told["settings"])
+    discipline = settings.discipline
     finished = sum(entry["status"] == "finished" for entry in told["entrants"])
     lead = (
-        f"{finished} of {len(told['entrants'])} mechanisms finished: the same small Transformer, {task}, "
-        f"{budget} of training each."
+        f"{finished} of {len(told['entrants'])} mechanisms finished: the same small Transformer, {discipline.goal}, "
+        f"{settings.budget} of training each."
     )
     stopped = note("The race was interrupted; what follows is what there is.") if told["interrupted"] else ""
-    return f"<h1>Which attention suits this text?</h1>\n<p>{escape(told['data']['name'])}</p>\n{note(lead)}{stopped}"
+    return f"<h1>{escape(discipline.question)}</h1>\n<p>{escape(told['data']['name'])}</p>\n{note(lead)}{stopped}"
 
 
 def _pick(told: dict[str, Any]) -> str:
@@ -51,26 +51,33 @@ def _pick(told: dict[str, Any]) -> str:
 
 
 def _how(told: dict[str, Any]) -> str:
+    items = _items(told)
     remark = (
         "Peak memory is that of the process while it trained, less what it held before the model existed. Milliseconds "
         "are means over training; attention and rest divide them as on a few steps timed afterwards. The interval "
-        "behind the best is a paired bootstrap over held-out documents: it tells whether other documents would change "
+        f"behind the best is a paired bootstrap over held-out {items}: it tells whether other {items} would change "
         "the order, not whether another seed or a busier machine would."
     )
     command = f"<p>Run it again:</p><pre>{escape(told['command'])}</pre>"
     return section("How it was measured", definitions(_facts(told)), command, note(remark))
 
 
+def _items(told: dict[str, Any]) -> str:
+    """What quality is a mean over; files of before there were other tasks do not say it."""
+    return told["metric"].get("items", "documents")
+
+
 def _facts(told: dict[str, Any]) -> dict[str, str]:
     settings, machine, data = Settings.from_json(told["settings"]), told["machine"], told["data"]
-    parts = [f"{name} {part['documents']:,} documents, {part['bytes']:,} bytes" for name, part in data["parts"].items()]
+    items, unit = _items(told), data.get("unit", "bytes")
+    parts = [f"{name} {part['documents']:,} {items}, {part['bytes']:,} {unit}" for name, part in data["parts"].items()]
     return {
-        "text": f"{data['name']}, fingerprint {data['sha256'][:16]}",
+        "data": f"{data['name']}, fingerprint {data['sha256'][:16]}",
         "split": f"{data['split']} ({'; '.join(parts)})",
         "remarks": "; ".join(data["remarks"]),
         "model": f"depth {settings.depth}, dim {settings.dim}, {settings.num_heads} heads, learned positions, "
-        f"{settings.ngram}-grams of bytes at the input",
-        "training": f"{settings.budget}, {settings.batch} x {settings.length:,} bytes a step, AdamW, warm-up and "
+        f"{settings.ngram}-grams of {unit} at the input",
+        "training": f"{settings.budget}, {settings.batch} x {settings.length:,} {unit} a step, AdamW, warm-up and "
         f"cosine, peak rate {settings.learning_rate:g}",
         "shared": f"data order and every weight outside the attention, from seed {settings.seed}",
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads "

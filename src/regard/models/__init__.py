@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
     from regard.models.reversible import ReversibleSequence as ReversibleSequence
+    from regard.models.slim_performer import SlimPerformerLM as SlimPerformerLM
     from regard.models.transformer import TransformerClassifier as TransformerClassifier
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
     from regard.models.transformer import TransformerLM as TransformerLM
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "SlimPerformerLM": "slim_performer",
     "BPT": "bpt",
     "PKMTransformer": "pkm_transformer",
     "AxialTransformer": "axial_transformer",
@@ -55,6 +57,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Reformer",
     "ReversibleBlock",
     "ReversibleSequence",
+    "SlimPerformerLM",
     "Transformer",
     "TransformerClassifier",
     "TransformerEncoder",

@@ -67,6 +67,14 @@ def test_gradients_match_those_of_the_equations():
     assert_close(found, wanted, rtol=1e-8, atol=1e-9)
 
 
+def test_padding_may_hold_anything():
+    q, k, v, mask = heads_first(9, keep=0.5)
+    beta, hidden, nan = torch.rand(2, 3, 9, dtype=torch.float64), ~mask[:, None, :, None], float("nan")
+    expected = fast_weights(q, k, v, beta, key_mask=mask)[0]
+    k, v, beta = (t.masked_fill(h, nan) for t, h in ((k, hidden), (v, hidden), (beta, hidden[..., 0])))
+    assert_close(fast_weights(q, k, v, beta, key_mask=mask)[0], expected, rtol=0, atol=0)
+
+
 def test_a_key_is_overwritten():
     """What sums cannot do: the second value of a key replaces the first, and other keys keep theirs."""
     x = torch.eye(4)[None, None, [0, 1, 0, 0, 1]].double()

@@ -50,6 +50,15 @@ def test_matches_the_equations(kind, causal, gated, n, m, keep):
     assert_close(out, equations(q, k, v, w, gate, kind, mask=mask, **options), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_sums_of_waves_may_be_negative(causal):
+    """phi(q) . phi(k) = cos(w . (q^ - k^)) = cos(pi) = -1: the floor of the causal case, |-1| otherwise."""
+    q, k, v = (torch.tensor([[[[x, 0.0]]]], dtype=torch.float64) for x in (1.0, -2.0, 3.0))
+    w = torch.tensor([[[torch.pi / 2, 0.0]]], dtype=torch.float64)
+    out = random_feature_attention(q, k, v, w, causal=causal, eps=0.5)[0]
+    assert_close(out[0, 0, 0, 0].item(), -3 / 0.5 if causal else -3.0)
+
+
 def test_the_layer_scales_the_rows_by_widths_and_temperature():
     layer = RandomFeature(12, 3, num_rows=8, temperature=0.7, qkv_bias=False, causal=True, gate=True).double()
     torch.nn.init.normal_(layer.sigma)

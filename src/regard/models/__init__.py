@@ -8,9 +8,13 @@ if TYPE_CHECKING:
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
     from regard.models.bpt import BPT as BPT
+    from regard.models.compressive_transformer import CompressiveTransformer as CompressiveTransformer
     from regard.models.decoding import generate as generate
+    from regard.models.forecaster import TransformerForecaster as TransformerForecaster
+    from regard.models.informer import Informer as Informer
     from regard.models.linformer import Linformer as Linformer
     from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
+    from regard.models.memformer import Memformer as Memformer
     from regard.models.nystromformer import Nystromformer as Nystromformer
     from regard.models.performer import Performer as Performer
     from regard.models.pkm_transformer import PKMTransformer as PKMTransformer
@@ -26,6 +30,8 @@ if TYPE_CHECKING:
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "CompressiveTransformer": "compressive_transformer",
+    "Memformer": "memformer",
     "SlimPerformerLM": "slim_performer",
     "BPT": "bpt",
     "PKMTransformer": "pkm_transformer",
@@ -34,6 +40,8 @@ _HOME = {
     "Performer": "performer",
     "Nystromformer": "nystromformer",
     "LongformerEncoder": "longformer_encoder",
+    "Informer": "informer",
+    "TransformerForecaster": "forecaster",
     "Linformer": "linformer",
     "BigBirdEncoder": "bigbird_encoder",
     "BertEncoder": "bert",
@@ -48,8 +56,11 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "BertEncoder",
     "BigBirdEncoder",
     "ChunkedFeedForward",
+    "CompressiveTransformer",
+    "Informer",
     "Linformer",
     "LongformerEncoder",
+    "Memformer",
     "Nystromformer",
     "PKMTransformer",
     "Performer",
@@ -61,6 +72,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Transformer",
     "TransformerClassifier",
     "TransformerEncoder",
+    "TransformerForecaster",
     "TransformerLM",
     "generate",
 ]

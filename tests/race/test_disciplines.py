@@ -1,6 +1,7 @@
 """What every task brings to the race, and what is said of those that can be guessed."""
 
 import re
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -73,6 +74,9 @@ def test_the_benchmark_has_its_sizes():
         ({"task": "listops", "files": ("book.txt",)}, "--task listops takes no files"),
         ({"task": "copy", "horizon": 24}, "--task copy takes no --horizon"),
         ({"horizon": 24}, "--task lm takes no --horizon"),
+        ({"task": "series", "smoke": True, "ngram": 4}, "--ngram 4: a step of a series is read by itself"),
+        ({"task": "series", "files": ("a.csv", "b.csv")}, "--task series takes one CSV file, got 2"),
+        ({"task": "series", "smoke": True, "horizon": 5000}, "a window of --length 24 and --horizon 5,000"),
         ({"task": "listops", "length": 20}, "--length 20 leaves too few different expressions: at least 32"),
         ({"task": "pathfinder", "length": 512}, r"--length 512: .* 32 x 32 = 1024 pixels"),
         ({"task": "copy", "length": 33}, "--length 33: 0 w 0 w has an even number"),
@@ -242,7 +246,36 @@ def test_what_will_be_done_is_said_in_the_words_of_the_task():
         ({"task": "listops", "scale": "full", "seed": 2}, "regard race --task listops --scale full --seed 2"),
         ({"task": "recall", "smoke": True, "length": 24}, "regard race --smoke --task recall --length 24"),
         ({"task": "pathfinder", "seconds": 60.0}, "regard race --task pathfinder --budget 60s"),
+        ({"task": "series", "horizon": 48}, "regard race --task series --horizon 48"),
     ],
 )
 def test_the_command_repeats_the_race(given, line):
     assert command(Settings.of(given)) == line
+
+
+def test_a_series_is_forecast_beside_what_needs_no_network(tmp_path):
+    settings, found = prepared("series", device="cpu")
+    outcome = Job(settings, Entrant("local"), tmp_path).run()
+    assert outcome.further["mean absolute error"] > 0
+    figures = found.baselines()
+    assert [name.split(" (mean absolute error")[0] for name in figures] == [
+        "last value", "the same as a day before", "linear"
+    ]  # fmt: skip
+    told = assemble(settings, Field((Entrant("local"),), ()), found, figures, [outcome])
+    assert told["metric"]["name"] == "mean squared error"
+    assert "linear (mean absolute error" in render(told)
+    assert (told["bar"], told["published"]) == (None, None)
+
+
+def test_a_known_recording_stands_beside_its_published_figures(tmp_path):
+    path = tmp_path / "ETTh1.csv"
+    start, rows = datetime(2016, 7, 1), 20 * 30 * 24
+    lines = ["date,HUFL,HULL,MUFL,MULL,LUFL,LULL,OT"]
+    for row in range(rows):
+        values = ",".join(f"{(row * (column + 3)) % 97}" for column in range(7))
+        lines.append(f"{start + timedelta(hours=row):%Y-%m-%d %H:%M:%S},{values}")
+    path.write_text("\n".join(lines))
+    settings = Settings.of({"task": "series", "files": (str(path),), "horizon": 48})
+    found = settings.discipline.prepare(settings)
+    assert found.published.rows == (("Informer (mean absolute error 0.625)", 0.685),)
+    assert found.rule.startswith("by time, as for Informer")

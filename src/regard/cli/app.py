@@ -8,7 +8,7 @@ import typer
 from regard.cli.errors import plain_errors
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-TaskName = Literal["lm", "classify", "listops", "pathfinder", "copy", "recall"]
+TaskName = Literal["lm", "classify", "listops", "pathfinder", "copy", "recall", "series"]
 
 app = typer.Typer(
     name="regard",
@@ -30,13 +30,14 @@ def race(
         typer.Option(
             help="Predict the next byte (lm) or name the class of a text (classify); or, on data that is drawn: nested "
             "lists (listops), connected paths (pathfinder), repeating a sequence (copy), looking up pairs (recall); or "
-            "forecast (series). [default: lm]"
+            "forecast (series) weather or a CSV file with a column of dates. [default: lm]"
         ),
     ] = None,
     scale: Annotated[
         Literal["small", "full"] | None,
         typer.Option(help="Of drawn data: what fits the default budget, or the published benchmark. [default: small]"),
     ] = None,
+    horizon: Annotated[int | None, typer.Option(help="Steps to forecast, with --task series. [default: 24]")] = None,
     mechanisms: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,6 +82,7 @@ def race(
             "smoke": smoke or None,
             "task": task,
             "scale": scale,
+            "horizon": horizon,
             "mechanisms": tuple(mechanisms) if mechanisms else None,
             "length": length,
             "ngram": ngram,

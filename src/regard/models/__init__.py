@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
     from regard.models.reversible import ReversibleSequence as ReversibleSequence
+    from regard.models.routing_transformer import RoutingTransformer as RoutingTransformer
     from regard.models.slim_performer import SlimPerformerLM as SlimPerformerLM
     from regard.models.transformer import TransformerClassifier as TransformerClassifier
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from regard.models.transformer_2017 import Transformer as Transformer
 
 _HOME = {
+    "RoutingTransformer": "routing_transformer",
     "CompressiveTransformer": "compressive_transformer",
     "Memformer": "memformer",
     "SlimPerformerLM": "slim_performer",
@@ -68,6 +70,7 @@ __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     "Reformer",
     "ReversibleBlock",
     "ReversibleSequence",
+    "RoutingTransformer",
     "SlimPerformerLM",
     "Transformer",
     "TransformerClassifier",

@@ -76,13 +76,13 @@ def assemble(
 def command(settings: Settings) -> str:
     """The command line that repeats a race."""
     kind = {"smoke": settings.smoke or None, "task": settings.task, "scale": settings.scale}
-    defaults = replace(Settings.of(kind), task="lm", scale="small")
+    usual = asdict(Settings.of(kind)) | {"task": "lm", "scale": "small"}
     words = ["regard", "race", *settings.files]
     if settings.smoke:
         words.append("--smoke")
     for name, value in asdict(settings).items():
         option = f"--{name.replace('_', '-')}"
-        if name in ("files", "smoke") or value is None or value == getattr(defaults, name):
+        if name in ("files", "smoke") or value is None or value == usual[name]:
             continue
         if name == "mechanisms":
             words += [option, ",".join(value)]

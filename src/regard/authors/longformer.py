@@ -155,7 +155,7 @@ def _weights_of_the_port(module: Longformer, x: Tensor, real: Tensor, special: T
     """Weights (B, N, H, G + 2 w + 1): global keys, then the window without them; 0 for global rows, given apart."""
     n, w = x.shape[1], module.window
     pattern = module.pattern | Global(special)
-    allowed = pattern.dense(n)[:, :1] & real[:, None, None] & real[:, None, :, None]
+    allowed = pattern.dense(n, device=x.device)[:, :1] & real[:, None, None] & real[:, None, :, None]
     q, k, _ = module._project(x, x, *module._local)
     local = _softmax(q, k, allowed)
     most = int(special.sum(-1).max())

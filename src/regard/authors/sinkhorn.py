@@ -91,7 +91,9 @@ class CausalPick(nn.Module):
         scores = scores.masked_fill(columns - picks >= rows[:, None], -torch.inf)
         found: list[Tensor] = []
         for _ in range(picks):
-            weight, place = (scores / self.temperature).softmax(-1).topk(1, dim=-1)
+            equal = scores == scores.amax(-1, keepdim=True)  # of equal ones the last; topk differs between devices
+            place = torch.where(equal, columns, -1).amax(-1, keepdim=True)
+            weight = (scores / self.temperature).softmax(-1).gather(-1, place)
             found.append(torch.zeros_like(scores).scatter(-1, place, weight))
             scores = scores.scatter(-1, place, -torch.inf)
         return torch.cat(found, -1).unflatten(-1, (picks, -1)).flatten(2, 3)

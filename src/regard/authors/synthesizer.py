@@ -63,7 +63,7 @@ def _equations_call(module: Synthesizer, inputs: Inputs, call: Call) -> Outputs:
     """Causality is an argument of their call."""
     module.causal = "causal=True" in str(call.get("forward", "")) or bool(call.get("causal", False))
     x = inputs["x"]
-    return {"out": module(x), "attention": module.weigh(x, torch.eye(x.shape[1], dtype=x.dtype)[None, None])}
+    return {"out": module(x), "attention": module.weigh(x, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None])}
 
 
 # leaderj1001

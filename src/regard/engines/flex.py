@@ -143,12 +143,12 @@ def _masked(mask: Shared, start: int) -> Callable[..., Tensor]:
 def _flex(device: str) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    if device == "cuda":
-        return torch.compile(flex_attention, fullgraph=True)
+    kernel = torch.compile(flex_attention, fullgraph=True) if device == "cuda" else flex_attention
 
-    def uncompiled(*arguments: Any, **options: Any) -> Any:
+    def quiet(*arguments: Any, **options: Any) -> Any:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="flex_attention called without torch.compile")
-            return cast(Any, flex_attention)(*arguments, **options)
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            return cast(Any, kernel)(*arguments, **options)
 
-    return uncompiled
+    return quiet

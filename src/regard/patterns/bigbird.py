@@ -8,7 +8,7 @@ from torch import Tensor
 
 from regard.patterns.orders import Order, by_start
 from regard.patterns.pattern import Pattern
-from regard.patterns.rules import AnyOf, Listed, Rule, Within, block_of
+from regard.patterns.rules import AnyOf, Listed, Rule, Table, Within, block_of
 from regard.patterns.sequence import at_least
 
 _SEEDS_APART = 0x9E3779B9  # keeps the heads' streams of random numbers apart
@@ -174,10 +174,11 @@ class ListedBlocks(Pattern):
         table, number = self.table.long().cpu(), block_of(self.block, self.start)
         head, row, place = (table >= 0).nonzero(as_tuple=True)
         entries = torch.stack([head, row + self.first, table[head, row, place]], 1).unique(dim=0)
+        anywhere = Table(table)
 
         def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             known = (row >= self.first) & (row < self.first + table.shape[1])
-            listed = table.to(row.device)[h, torch.where(known, row - self.first, 0)]
+            listed = anywhere.on(row.device)[h, torch.where(known, row - self.first, 0)]
             return known & ((listed == column[..., None]) & (listed >= 0)).any(-1)
 
         return Listed(number, number, entries, member, by_head=True)

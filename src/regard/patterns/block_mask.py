@@ -43,6 +43,8 @@ def block_mask(
         _mark(part, full, partial)
     tables = [t.to(device) for kind in (partial, full) for t in _listed(kind)]
     mask_mod = pattern.mask_mod(n, m, q_offset, heads)
+    corner = torch.zeros(1, dtype=torch.long, device=device)
+    mask_mod(corner, corner, corner, corner)  # moves the pattern's tables: once compiled it cannot
     return BlockMask.from_kv_blocks(*tables, BLOCK_SIZE=block, mask_mod=mask_mod, seq_lengths=(n, m))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regard.patterns.pattern import MaskMod, Pattern
-from regard.patterns.rules import Elementwise, Listed, Rule, block_of
+from regard.patterns.rules import Elementwise, Listed, Rule, Table, block_of
 from regard.patterns.sequence import at_least
 
 
@@ -52,9 +52,10 @@ class _BoundBlocks(Pattern):
 
     def rule(self) -> Rule:
         layout, number = self.source.layout.bool().cpu(), block_of(self.source.block)
+        table = Table(layout)
 
         def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
-            return layout.to(row.device)[h if self.by_head else torch.zeros_like(h), row, column]
+            return table.on(row.device)[h if self.by_head else torch.zeros_like(h), row, column]
 
         return Listed(lambda b, h, i: number(b, h, i - self.shift), number, layout.nonzero(), member, self.by_head)
 
@@ -79,12 +80,12 @@ class from_mask(Pattern):  # noqa: N801
         m = n if m is None else m
         if self.mask.shape[-2:] != (n, m):
             raise ValueError(f"a mask of {list(self.mask.shape)} does not fit {n} queries and {m} keys")
-        full = self.mask[(None,) * (4 - self.mask.ndim)]
+        full = Table(self.mask[(None,) * (4 - self.mask.ndim)])
 
         def look_up(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             b = b if self.batch else torch.zeros_like(b)
             h = h if self.by_head else torch.zeros_like(h)
-            return full.to(i.device)[b, h, i - (m - n), j]
+            return full.on(i.device)[b, h, i - (m - n), j]
 
         return _BoundPredicate(self, look_up)
 

@@ -34,6 +34,24 @@ def block_of(block: int, start: int = 0) -> Coordinate:
     return lambda b, h, x: (x - start) // block
 
 
+class Table:
+    """A tensor in which places on any device are looked up; it is copied there once.
+
+    A compiled kernel cannot copy: what compiles a ``mask_mod`` calls it once on the device before
+    (:mod:`regard.patterns.block_mask`).
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._copies = {values.device: values}
+        self._first = values
+
+    def on(self, device: torch.device) -> Tensor:
+        """The values, on that device."""
+        if device not in self._copies:
+            self._copies[device] = self._first.to(device)
+        return self._copies[device]
+
+
 class Rule(ABC):
     """A predicate on pairs (batch b, head h, query position i, key position j)."""
 

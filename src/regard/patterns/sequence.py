@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regard.patterns.orders import Order, by_residue, by_start, by_summary
 from regard.patterns.pattern import Pattern
-from regard.patterns.rules import AllOf, AnyOf, Coordinate, Rule, Within, position
+from regard.patterns.rules import AllOf, AnyOf, Coordinate, Rule, Table, Within, position
 
 
 def at_least(name: str, value: int, least: int) -> int:
@@ -213,8 +213,8 @@ class Global(Pattern):
             return _guarded(_table(which.long()), which.shape[-1], outside=0)
         if isinstance(which, int):
             return lambda b, h, x: ((x >= 0) & (x < which)).long()
-        listed = torch.tensor(which, dtype=torch.long)
-        return lambda b, h, x: (x[..., None] == listed.to(x.device)).any(-1).long()
+        listed = Table(torch.tensor(which, dtype=torch.long))
+        return lambda b, h, x: (x[..., None] == listed.on(x.device)).any(-1).long()
 
     def rule(self) -> Rule:
         marked = self._marked()
@@ -235,9 +235,10 @@ def _known(x: Tensor, length: int) -> Tensor:
 
 def _table(values: Bool[Tensor, "*B M"] | Int[Tensor, "*B M"]) -> Coordinate:
     """Looks a position up, in its sequence's own row where there are several."""
+    table = Table(values)
     if values.ndim == 1:
-        return lambda b, h, x: values.to(x.device)[x]
-    return lambda b, h, x: values.to(x.device)[b, x]
+        return lambda b, h, x: table.on(x.device)[x]
+    return lambda b, h, x: table.on(x.device)[b, x]
 
 
 def _guarded(table: Coordinate, length: int, outside: int) -> Coordinate:

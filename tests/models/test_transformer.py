@@ -183,7 +183,7 @@ def test_streaming_refuses():
         model.stream(tokens(2), memory)
     with pytest.raises(ValueError, match=r"memory.layers.0.core.key has shape \(2, 3, 15, 4\)"):
         model.stream(tokens(1)[:1], memory)
-    with pytest.raises(UnsupportedError, match="reformer does not stream"):
+    with pytest.raises(UnsupportedError, match=r"reformer streams only with strict=True"):
         TransformerLM(**SIZES, mechanism="reformer").memory(2)
 
 

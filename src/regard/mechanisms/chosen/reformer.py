@@ -14,7 +14,8 @@ meetings, which is ``count_once=True``. Padding leaves the ring and the number o
 **Causal is a selection.** No gradient comes from later tokens, but with ``causal=True`` later tokens shift the sorted
 chunks and so decide which earlier ones are met: a model that generates token by token sees other tokens than it was
 trained on. With ``strict=True`` a token sees, in each round, the last ``chunks_before`` L earlier tokens of its own
-bucket, which nothing later can change; the number of buckets must then be given.
+bucket, which nothing later can change; the number of buckets must then be given. It also decodes, from all tokens so
+far and their buckets.
 
 Time O(R N L D) and, for the hashes, O(R N D n_b / 2), less where n_b is a product of factors; memory O(R N D).
 """
@@ -28,12 +29,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from regard.layers import head_width
+from regard.memory import check_memory
+from regard.ops.bucket_memory import BucketMemory, continue_buckets
 from regard.ops.chunk_attention import chunk_attention
 from regard.ops.hashing import lsh_buckets
-from regard.ops.masks import admit_one_sequence, check_values
+from regard.ops.masks import admit_one_sequence, check_tokens, check_values
 from regard.ops.packing import Documents
 from regard.ops.sorted_chunks import MOST_TOKENS, Reach, arrange
-from regard.registry import Card, Layer, Sample, register
+from regard.registry import Card, Layer, Sample, UnsupportedError, register
 
 COLUMNS = 64
 """Of each of the two factors where the number of buckets follows the length: 128 buckets, or at most 128 x 128."""
@@ -120,7 +123,7 @@ def lsh_attention(
             count_once=True,
         ),
         Sample(
-            claims={"causal": "strict"},
+            claims={"causal": "strict", "streaming": True},
             dim=12,
             num_heads=3,
             chunk_length=3,
@@ -152,7 +155,7 @@ class Reformer(Layer):
 
     Raises:
         ValueError: sizes that do not fit, or options that contradict each other.
-        UnsupportedError: a context: queries and keys are one.
+        UnsupportedError: a context: queries and keys are one; streaming unless strict.
     """
 
     card = Card(
@@ -205,7 +208,7 @@ class Reformer(Layer):
         self.causal, self.strict, self.count_once, self.attn_drop = causal, strict, count_once, attn_drop
         self.factors = None if num_buckets is None else _factors(num_buckets)
         if strict:
-            self.card = dataclasses.replace(self.card, causal="strict")
+            self.card = dataclasses.replace(self.card, causal="strict", streaming=True)
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.qk_proj = nn.Linear(dim, num_heads * head_dim, bias=False, **factory)
         self.v_proj = nn.Linear(dim, num_heads * value_dim, bias=False, **factory)
@@ -296,6 +299,27 @@ class Reformer(Layer):
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         return self._attend(x, values, key_mask, query_mask, segments, generator)
+
+    def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> BucketMemory:
+        """The memory of ``batch`` sequences of which nothing has been seen; it grows, with or without ``static``."""
+        if not self.strict:
+            raise UnsupportedError("reformer streams only with strict=True: otherwise later tokens decide who meets")
+        weight = self.qk_proj.weight
+        place = {"device": device or weight.device, "dtype": dtype or weight.dtype}
+        return BucketMemory.start(batch, self.num_heads, self.num_hashes, self.head_dim, self.value_dim, **place)
+
+    def stream(self, x: Tensor, memory: BucketMemory) -> tuple[Tensor, BucketMemory]:
+        """Continue with one token or many: -> (y, the new memory)."""
+        check_tokens(x, self.dim)
+        check_memory(memory, self.memory(len(x), device="meta"), x)
+        q, v = self._heads(self.qk_proj(x)), self._heads(self.v_proj(x))
+        length = torch.rsqrt(
+            q.to(torch.promote_types(q.dtype, torch.float32)).square().sum(-1, keepdim=True) + 1e-6 * self.head_dim
+        )
+        most, buckets = self.chunks_before * self.chunk_length, self._buckets(q, self.rotations[None], None)
+        drop = self.attn_drop * self.training
+        out, memory = continue_buckets(q, (q * length).to(q.dtype), v, buckets, memory, most, drop)
+        return self.proj_drop(self.out_proj(out.transpose(1, 2).flatten(2))), memory
 
     def _attend(
         self,

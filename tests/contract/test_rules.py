@@ -10,9 +10,16 @@ ONCE = ("train = eval", "gradients", "autocast", "compile")
 """Rules on the layer that show nothing new on its core."""
 
 RUNS = [(case, rule) for case in CASES for rule in RULES if case.kind == "layer" or rule not in ONCE]
+COMPILED = {case.name: case for case in reversed(LAYERS) if case.card.compile}
+"""The first sample of each mechanism that compiles; a graph takes ten seconds, so the other samples are slow tests."""
 
 
-@pytest.mark.parametrize(("case", "rule"), RUNS, ids=[f"{case}-{rule}" for case, rule in RUNS])
+def run(case, rule):
+    slow = rule == "compile" and case.card.compile and case is not COMPILED[case.name]
+    return pytest.param(case, rule, id=f"{case}-{rule}", marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(("case", "rule"), [run(case, rule) for case, rule in RUNS])
 def test_rule(case, rule):
     row = run_rule(rule, case.subject())
     assert row.verdict != "FAIL", f"{row.numbers} {row.explanation}"

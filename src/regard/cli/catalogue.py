@@ -40,7 +40,7 @@ def print_list(*, data: Any, causal: bool | None, family: str | None, as_json: b
         raise InputError(f"no mechanism fits; families are {', '.join(families)}")
     table, console = Table(), make_console()
     for title in ("name", "year", "family", "data", "causal", "cost"):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, no_wrap=title != "cost")
     roomy = console.width >= ROOMY
     if roomy:
         table.add_column("what it is")

@@ -36,16 +36,19 @@ def test_matches_the_equations_whole_and_in_runs(n, length, kv_heads, tables, mo
     assert_close(whole, expected, rtol=0, atol=1e-12)
     slopes = torch.autograd.grad(whole.square().sum(), tensors)
     monkeypatch.setattr(module, "SCORES_AT_ONCE", 2 * 4 * n * length)  # two sequences, then one
-    runs = relative_attention(*tensors, scale=0.3, key_mask=mask)
-    assert_close(runs, whole, rtol=0, atol=1e-14)
-    for mine, other in zip(torch.autograd.grad(runs.square().sum(), tensors), slopes, strict=True):
-        assert mine.isfinite().all()
-        assert_close(mine, other, rtol=0, atol=1e-12)
+    for kept in (0, 2**26):
+        monkeypatch.setattr(module, "SCORES_KEPT", kept)
+        runs = relative_attention(*tensors, scale=0.3, key_mask=mask)
+        assert_close(runs, whole, rtol=0, atol=1e-14)
+        for mine, other in zip(torch.autograd.grad(runs.square().sum(), tensors), slopes, strict=True):
+            assert mine.isfinite().all()
+            assert_close(mine, other, rtol=0, atol=1e-12)
 
 
 def test_runs_keep_no_scores(monkeypatch):
     q, k, v, p, r, _ = case(16, 64)
-    monkeypatch.setattr(module, "SCORES_AT_ONCE", 1)
+    for limit in ("SCORES_AT_ONCE", "SCORES_KEPT"):
+        monkeypatch.setattr(module, limit, 1)
     sizes = []
 
     def keep(tensor):

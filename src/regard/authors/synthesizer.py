@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bind, renamed
 from regard.mechanisms.lowrank.synthesizer import Synthesizer
-from regard.ops.synthetic_logits import dense_logits
+from regard.ops.synthetic_logits import dense_sides
 from regard.registry import UnsupportedError
 
 # The paper's equations
@@ -63,7 +63,8 @@ def _equations_call(module: Synthesizer, inputs: Inputs, call: Call) -> Outputs:
     """Causality is an argument of their call."""
     module.causal = "causal=True" in str(call.get("forward", "")) or bool(call.get("causal", False))
     x = inputs["x"]
-    return {"out": module(x), "attention": module.weigh(x, torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None])}
+    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)[None, None]
+    return {"out": module(x), "attention": module.weigh(x, identity)}
 
 
 # leaderj1001
@@ -106,7 +107,8 @@ class SingleHead(nn.Module):
         if self.kind == "dense":
             table: Any = self.dense[2]
             hidden = self.dense[0](x)[:, None]
-            return dense_logits(hidden, table.weight[None], table.bias[None], len(table.bias))[:, 0]
+            left, right = dense_sides(hidden, table.weight[None], table.bias[None], len(table.bias))
+            return (left @ right.mT)[:, 0]
         if self.kind == "factorised_dense":
             a, b = self.a_proj(x), self.b_proj(x)
             return a.repeat(1, 1, b.shape[-1]) * b.repeat(1, 1, a.shape[-1])

@@ -8,10 +8,12 @@ heads, whose weights are mixed by learned P_w (S x Hv) to the heads of the value
 Masks act between the logit mix and the softmax, where a hidden pair is hidden for all heads. Rows of U need not sum to
 1, and may be negative. Dropout acts on W, as in the ports; the paper folds 1/sqrt(D) into its initialisation.
 
-Time O(N M (H D + H S + S Hv + Hv Dv)), memory O(N M S): all heads of a pair are needed at once, so no fused softmax
-kernel applies. It grows with the square of the number of heads: dozens are fine, hundreds are not.
+Time O(N M (H D + H S + S Hv + Hv Dv)): all heads of a pair are needed at once, so no fused softmax kernel applies. It
+grows with the square of the number of heads: dozens are fine, hundreds are not. Queries go through in runs, so memory
+is that of a few maps of 16 MB; compiled, or in training with dropout, it is O(N M S).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from torch import Generator, Tensor, nn
 
 from regard.memory import KeyValueCache, StaticCache
 from regard.ops.caches import empty_cache, slot_mask
+from regard.ops.row_runs import by_rows
 from regard.ops.weights import softmax_where, visible
 from regard.patterns import Causal
 from regard.registry import Card, Core, Sample, UnsupportedError, register
@@ -60,7 +63,8 @@ def mixed_weights(
 
 def _mix(table: Float[Tensor, "H S"], maps: Float[Tensor, "B H N M"]) -> Float[Tensor, "B S N M"]:
     """sum_h table[h, s] maps_h: one thin matrix product over all pairs."""
-    return (table.mT @ maps.flatten(2)).unflatten(-1, maps.shape[2:])
+    # a broadcast product would copy the maps
+    return torch.bmm(table.mT.expand(len(maps), -1, -1), maps.flatten(2)).unflatten(-1, maps.shape[2:])
 
 
 def talking_heads(
@@ -84,8 +88,16 @@ def talking_heads(
         >>> talking_heads(q, k, v, torch.randn(2, 6), torch.randn(6, 3)).shape
         torch.Size([1, 3, 5, 4])
     """
-    options: dict[str, Any] = {"allowed": allowed, "attn_drop": attn_drop, "generator": generator}
-    return mixed_weights(q, k, logit_mix, weight_mix, **options) @ v
+    weigh = partial(_weigh, attn_drop=attn_drop, generator=generator)
+    numbers = len(q) * logit_mix.shape[1] * k.shape[2]
+    return by_rows(weigh, (q, allowed), (k, v, logit_mix, weight_mix), numbers, again=not attn_drop)
+
+
+def _weigh(
+    q: Tensor, allowed: Tensor | None, k: Tensor, v: Tensor, logit_mix: Tensor, weight_mix: Tensor, **drop: Any
+) -> Tensor:
+    """A run of queries."""
+    return mixed_weights(q, k, logit_mix, weight_mix, allowed=allowed, **drop) @ v
 
 
 @register(

@@ -5,11 +5,12 @@ behind a query has, besides what it holds, the row r_t of a table::
 
     score_ij = scale (q_i . k_j + p_i . r_t)        t = i + L - N - j >= 0
 
-The products of p with all distances are one matrix product, whose row i is then shifted by N - 1 - i places. Scores are
+The products of p with all distances are one matrix product, whose row i is then shifted by N - 1 - i places. These are
 formed as a whole, N x L of them: this is for queries of one segment and the bounded memory before it.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 from torch.utils.checkpoint import checkpoint
 
-SCORES_AT_ONCE = 2**26
-"""Of a batch with more scores than this, some sequences are taken at a time, and training forms the scores again."""
+from regard.attention import attend
+from regard.patterns import Causal
+
+SCORES_AT_ONCE, SCORES_KEPT = 2**23, 2**26
+"""Of a batch with more scores than the first some sequences are taken at a time; than the second, and formed again."""
 
 
 def distance_sinusoids(length: int, dim: int, like: Tensor) -> Float[Tensor, "L C"]:
@@ -86,8 +90,8 @@ def relative_attention(
         attn_drop, generator: dropout on the weights, and what draws it.
 
     Returns:
-        One row per query, 0 where it sees no key. Time and memory O(B H N L), the memory at most
-        :data:`SCORES_AT_ONCE` scores in eager mode.
+        One row per query, 0 where it sees no key. Time and memory O(B H N L), the memory in eager mode at most
+        :data:`SCORES_KEPT` scores.
 
     Example:
         >>> q, memory = torch.randn(1, 2, 3, 4), torch.randn(1, 2, 5, 4)
@@ -95,24 +99,22 @@ def relative_attention(
         >>> relative_attention(q, k, v, q, torch.randn(2, 8, 4), scale=0.5).shape
         torch.Size([1, 2, 3, 4])
     """
-
-    options = _Options(r, scale, attn_drop)
-    whole = torch.compiler.is_compiling()  # one graph for every length
-    at_once = 1 if whole else max(1, SCORES_AT_ONCE // max(1, q.shape[1] * q.shape[2] * k.shape[2]))
-    if whole or at_once >= len(q):
-        return _attend(q, k, v, p, key_mask, _dropped(q, k, attn_drop, generator), options)
-    outs: list[Tensor] = []
-    for start in range(0, len(q), at_once):
-        run = [None if t is None else t[start : start + at_once] for t in (q, k, v, p, key_mask)]
-        drop = _dropped(q[start : start + at_once], k, attn_drop, generator)
-        outs.append(checkpoint(_attend, *run, drop, options, use_reentrant=False))
+    options: dict[str, Any] = {"scale": scale, "dropout_p": attn_drop, "generator": generator}
+    scores = q.shape[1] * q.shape[2] * k.shape[2]
+    if torch.compiler.is_compiling() or len(q) * scores <= SCORES_AT_ONCE:  # compiled, one graph for every length
+        return _attend(q, k, v, p, key_mask, r, options)
+    at_once, outs = max(1, SCORES_AT_ONCE // scores), list[Tensor]()
+    few = len(q) * scores <= SCORES_KEPT
+    kept = few or attn_drop or not torch.is_grad_enabled()  # what was drawn would be drawn again
+    parts: Any = zip(*(_split(t, at_once, len(q)) for t in (q, k, v, p, key_mask)), strict=True)
+    for part in parts:
+        run: Any = (*part, r, options)
+        outs.append(_attend(*run) if kept else checkpoint(_attend, *run, use_reentrant=False))
     return torch.cat(outs)
 
 
-class _Options(NamedTuple):
-    r: Tensor | None
-    scale: float
-    attn_drop: float
+def _split(t: Tensor | None, size: int, batch: int) -> Sequence[Tensor | None]:
+    return [None] * -(-batch // size) if t is None else t.split(size)
 
 
 def _attend(
@@ -121,21 +123,11 @@ def _attend(
     v: Tensor,
     p: Tensor | None,
     real: Tensor | None,
-    drop: Tensor | None,
-    options: _Options,
+    r: Tensor | None,
+    options: dict[str, Any],
 ) -> Tensor:
-    weights, blind = relative_weights(q, k, p, options.r, scale=options.scale, key_mask=real)
-    if drop is not None:
-        weights = weights.masked_fill(drop, 0.0) / (1 - options.attn_drop)
-    return _rows(weights, v.mT).masked_fill(blind, 0.0)
-
-
-def _dropped(q: Tensor, k: Tensor, attn_drop: float, generator: Generator | None) -> Tensor | None:
-    """Drawn apart from the rest, which may be formed again."""
-    if not attn_drop:
-        return None
-    shape = (*q.shape[:3], k.shape[2])
-    return torch.empty(shape, dtype=torch.bool, device=q.device).bernoulli_(attn_drop, generator=generator)
+    by_distance = None if p is None or r is None else distance_products(p * options["scale"], r).to(q.dtype)
+    return attend(q, k, v, Causal(), attn_mask=by_distance, key_mask=real, enable_gqa=True, **options)
 
 
 def _rows(q: Float[Tensor, "B H N D"], k: Float[Tensor, "B G L D"]) -> Float[Tensor, "B H N L"]:

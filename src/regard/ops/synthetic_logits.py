@@ -2,11 +2,12 @@
 
 Tay et al. 2020, "Synthesizer", arXiv:2005.00743, section 3. Each part gives the logits of some rows (queries) over the
 first so many columns (keys); a table has a row and a column for each position up to its length L, and is cut to what
-is asked for.
+is asked for. Where the logits are products of two sides, as those of queries and keys are, it gives these, and they are
+never formed.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,19 +18,24 @@ Rows = slice | Int[Tensor, "B N"]
 """Which positions ask: the same in all sequences, or of each sequence its own."""
 
 
-def dense_logits(
-    hidden: Float[Tensor, "B H N d"], table: Float[Tensor, "H L d"], bias: Float[Tensor, "H L"], columns: int
-) -> Float[Tensor, "B H N M"]:
-    """W_2 relu(h_i) + b_2, where h_i = W_1 x_i + b_1.
+class Sides(NamedTuple):
+    """Logits that are products, left right^T.
 
-    Example:
-        >>> hidden, table, bias = torch.tensor([[[[-1.0, 2.0]]]]), torch.ones(1, 3, 2), torch.tensor([[0.0, 1.0, 5.0]])
-        >>> dense_logits(hidden, table, bias, 2).tolist()
-        [[[[2.0, 3.0]]]]
+    Attributes:
+        left: (B or 1, H, N, R), of the rows.
+        right: (H, M, R), of the columns.
     """
-    # the bias as one more column of the table: added afterwards, it would be one more walk over N x M
-    table = torch.cat((table, bias[..., None]), -1)[:, :columns]
-    return F.pad(hidden.relu(), (0, 1), value=1.0) @ table.mT
+
+    left: Tensor
+    right: Tensor
+
+
+def dense_sides(
+    hidden: Float[Tensor, "B H N d"], table: Float[Tensor, "H L d"], bias: Float[Tensor, "H L"], columns: int
+) -> Sides:
+    """Those of W_2 relu(h_i) + b_2, where h_i = W_1 x_i + b_1: the bias belongs to a feature that is always 1."""
+    left, right = hidden.relu(), table[:, :columns]
+    return Sides(F.pad(left, (0, 1), value=1.0), torch.cat((right, bias[:, :columns, None]), -1))
 
 
 def outer_logits(a: Float[Tensor, "B H N A"], b: Float[Tensor, "B H N E"], columns: int) -> Float[Tensor, "B H N M"]:
@@ -49,7 +55,7 @@ def rows_of(table: Float[Tensor, "H L R"], rows: Rows) -> Float[Tensor, "#B H N 
 
 
 class Dense(nn.Module):
-    """:func:`dense_logits` of the tokens; two layers a head, of width d.
+    """:func:`dense_sides` of the tokens; two layers a head, of width d.
 
     Args:
         dim, num_heads, length: C, H and L.
@@ -69,9 +75,9 @@ class Dense(nn.Module):
         nn.init.zeros_(self.hidden.bias)
         nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, rows: Rows, columns: int) -> Tensor:
-        """Logits (B, H, N, columns) of the tokens x (B, N, C)."""
-        return dense_logits(_heads(self.hidden(x), self.num_heads), self.table, self.bias, columns)
+    def forward(self, x: Tensor, rows: Rows, columns: int) -> Sides:
+        """Both sides for the tokens x (B, N, C)."""
+        return dense_sides(_heads(self.hidden(x), self.num_heads), self.table, self.bias, columns)
 
 
 class Random(nn.Module):
@@ -120,10 +126,14 @@ class FactorisedDense(nn.Module):
             _draw(linear.weight)
             nn.init.zeros_(linear.bias)
 
+    def factors(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """a and b of the tokens x (B, N, C), heads first."""
+        first, second = (_heads(linear(x), self.num_heads) for linear in (self.first, self.second))
+        return first, second
+
     def forward(self, x: Tensor, rows: Rows, columns: int) -> Tensor:
         """Logits (B, H, N, columns) of the tokens x (B, N, C)."""
-        a, b = (_heads(linear(x), self.num_heads) for linear in (self.first, self.second))
-        return outer_logits(a, b, columns)
+        return outer_logits(*self.factors(x), columns)
 
 
 class FactorisedRandom(nn.Module):
@@ -142,9 +152,9 @@ class FactorisedRandom(nn.Module):
         """Xavier-uniform, each head by itself."""
         _draw(*self.left, *self.right)
 
-    def forward(self, x: Tensor, rows: Rows, columns: int) -> Tensor:
-        """Logits (B or 1, H, N, columns)."""
-        return rows_of(self.left, rows) @ self.right[:, :columns].mT
+    def forward(self, x: Tensor, rows: Rows, columns: int) -> Sides:
+        """Both sides."""
+        return Sides(rows_of(self.left, rows), self.right[:, :columns])
 
 
 def _draw(*matrices: Tensor) -> None:

@@ -21,6 +21,7 @@ of the rule. One beta for each value channel, which the paper mentions, would ne
 Time O(N P (D + c)) a head for P features, in chunks of c = 64 tokens; the memory has P D numbers.
 """
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -34,6 +35,7 @@ from regard.ops.delta_rule import delta_rule
 from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide
 from regard.ops.packing import Documents
 from regard.ops.scan import causal_products
+from regard.ops.token_runs import in_token_runs
 from regard.registry import Card, Layer, Sample, register
 
 Keys = Literal["dpfp", "elu", "silu"]
@@ -98,6 +100,28 @@ def fast_weights(
         >>> out.shape, memory.state.shape
         (torch.Size([1, 2, 5, 4]), torch.Size([1, 2, 16, 4]))
     """
+    if before is None:
+        width = key_features(k[..., :0, :], features, nu).shape[-1]
+        dtype = torch.promote_types(k.dtype, torch.float32)
+        before = LinearState.start(len(k), k.shape[1], width, v.shape[-1], device=v.device, dtype=dtype)
+    step = partial(_step, features=features, nu=nu, normalise=normalise, eps=eps)
+    return in_token_runs(step, (q, k, v, beta, key_mask), before)
+
+
+def _step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    key_mask: Tensor | None,
+    before: LinearState,
+    *,
+    features: Keys,
+    nu: int,
+    normalise: bool,
+    eps: float,
+) -> tuple[Tensor, LinearState]:
+    """Some tokens of :func:`fast_weights`."""
     with torch.autocast(q.device.type, enabled=False):
         if key_mask is not None:
             hidden = ~key_mask[:, None, :, None]
@@ -105,9 +129,6 @@ def fast_weights(
         scale, phi_q, phi_k = q.shape[-1] ** -0.5, key_features(q, features, nu), key_features(k, features, nu)
         if key_mask is not None:
             phi_k = phi_k.masked_fill(~key_mask[:, None, :, None], 0.0)
-        batch, heads, _, width = phi_k.shape
-        if before is None:
-            before = LinearState.start(batch, heads, width, v.shape[-1], device=v.device, dtype=phi_k.dtype)
         out, state = delta_rule(phi_q, phi_k, v.to(phi_k.dtype), beta.to(phi_k.dtype), before.state, scale=scale)
         if not normalise:
             return out.to(v.dtype), LinearState(state, before.normaliser)

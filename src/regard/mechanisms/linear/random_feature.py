@@ -21,6 +21,8 @@ Time O((N + M) R (D + Dv)) a head, causal O(N R (D + Dv + c)) in chunks of c = 6
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -35,6 +37,7 @@ from regard.ops.features import orthogonal_rows
 from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
 from regard.ops.packing import Documents
 from regard.ops.scan import causal_products
+from regard.ops.token_runs import in_token_runs
 from regard.registry import Card, Layer, Sample, UnsupportedError, register
 
 Waves = Literal["gaussian", "arccos"]
@@ -116,30 +119,72 @@ def random_feature_attention(
         )
     if gate is not None and not causal:
         raise ValueError("a gate forgets what came earlier: it needs causal=True")
+    if before is None:
+        width = projection.shape[-2] * (1 if features == "arccos" else 2)
+        dtype = torch.promote_types(k.dtype, torch.float32)
+        before = LinearState.start(len(k), k.shape[1], width, v.shape[-1], device=v.device, dtype=dtype)
+    phi = partial(random_features, projection=projection, features=features, norm_offset=norm_offset)
+    if causal:
+        step = partial(_step, phi=phi, eps=eps)
+        q = F.pad(q, (0, 0, ahead, 0))  # nobody asks at the keys before the first query
+        out, sums = in_token_runs(step, (q, k, v, gate, key_mask), before)
+        return out[:, :, ahead:], sums
+    _, sums = in_token_runs(partial(_gathered, phi=phi), (k, v, key_mask), before)
+    return in_token_runs(partial(_read, phi=phi, eps=eps, dtype=v.dtype), (q,), sums)
+
+
+def _gathered(
+    k: Tensor, v: Tensor, key_mask: Tensor | None, before: LinearState, *, phi: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, LinearState]:
+    """Some keys enter the sums."""
+    with torch.autocast(k.device.type, enabled=False):
+        phi_k, values = _terms(k, v, key_mask, phi)
+        return v[..., :0], LinearState(before.state + phi_k.mT @ values, before.normaliser + phi_k.sum(-2))
+
+
+def _read(
+    q: Tensor, sums: LinearState, *, phi: Callable[[Tensor], Tensor], eps: float, dtype: torch.dtype
+) -> tuple[Tensor, LinearState]:
+    """Some queries read the sums over all keys."""
     with torch.autocast(q.device.type, enabled=False):
-        if key_mask is not None:
-            k, v = (t.masked_fill(~key_mask[:, None, :, None], 0.0) for t in (k, v))
-        phi_q, phi_k = (random_features(x, projection, features, norm_offset=norm_offset) for x in (q, k))
-        if key_mask is not None:
-            phi_k = phi_k.masked_fill(~key_mask[:, None, :, None], 0.0)
-        values = v.to(phi_k.dtype)
-        if before is None:
-            batch, heads, _, width = phi_k.shape
-            before = LinearState.start(batch, heads, width, v.shape[-1], device=v.device, dtype=phi_k.dtype)
-        if not causal:
-            sums = LinearState(before.state + phi_k.mT @ values, before.normaliser + phi_k.sum(-2))
-            out, total = phi_q @ sums.state, (phi_q @ sums.normaliser[..., None]).squeeze(-1).abs()
+        phi_q = phi(q)
+        total = (phi_q @ sums.normaliser[..., None]).abs().clamp(min=eps)
+        return (phi_q @ sums.state / total).to(dtype), sums
+
+
+def _terms(k: Tensor, v: Tensor, key_mask: Tensor | None, phi: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Features and values of keys; a masked key has features 0."""
+    if key_mask is None:
+        phi_k = phi(k)
+    else:
+        hidden = ~key_mask[:, None, :, None]
+        k, v = k.masked_fill(hidden, 0.0), v.masked_fill(hidden, 0.0)
+        phi_k = phi(k).masked_fill(hidden, 0.0)
+    return phi_k, v.to(phi_k.dtype)
+
+
+def _step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor | None,
+    key_mask: Tensor | None,
+    before: LinearState,
+    *,
+    phi: Callable[[Tensor], Tensor],
+    eps: float,
+) -> tuple[Tensor, LinearState]:
+    """Some tokens of the causal form."""
+    with torch.autocast(q.device.type, enabled=False):
+        phi_k, values = _terms(k, v, key_mask, phi)
+        if gate is None:
+            out, total, sums = causal_products(phi(q), phi_k, values, before)
         else:
-            phi_q = F.pad(phi_q, (0, 0, ahead, 0))  # nobody asks at the keys before the first query
-            if gate is None:
-                out, total, sums = causal_products(phi_q, phi_k, values, before)
-            else:
-                gate = gate.to(phi_k.dtype)
-                log_gate, share = F.logsigmoid(gate), torch.sigmoid(-gate)
-                if key_mask is not None:
-                    log_gate = log_gate.masked_fill(~key_mask[:, None], 0.0)
-                out, total, sums = fading_products(phi_q, phi_k * share[..., None], values, log_gate, before)
-            out, total = out[:, :, ahead:], total[:, :, ahead:]
+            gate = gate.to(phi_k.dtype)
+            log_gate, share = F.logsigmoid(gate), torch.sigmoid(-gate)
+            if key_mask is not None:
+                log_gate = log_gate.masked_fill(~key_mask[:, None], 0.0)
+            out, total, sums = fading_products(phi(q), phi_k * share[..., None], values, log_gate, before)
         return (out / total.clamp(min=eps)[..., None]).to(v.dtype), sums
 
 

@@ -14,8 +14,9 @@ The tables have a row and a column for each position up to ``max_length``, count
 cut to the length at hand; a longer sequence is refused. They say nothing about the tokens of another sequence, so there
 is no context. Row i depends on x_i alone, hence causal by a mask.
 
-Time O(N M d) a head for dense and dot logits, less for the others, and O(N M D) for the values. Without "dense",
-"factorised_dense" or "dot" all sequences share one map, unless they are padded or weights are dropped.
+Time O(N M d) a head for dense and dot logits, less for the others, and O(N M D) for the values. Logits that are
+products (dense, dot, factorised_random) are never formed. Of "random" and "fixed_random" alone all sequences share one
+map, unless they are padded or weights are dropped.
 """
 
 from collections.abc import Sequence
@@ -32,7 +33,16 @@ from regard.ops.caches import empty_cache, slot_mask
 from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide
 from regard.ops.packing import Documents
 from regard.ops.positions import put_back, real_first
-from regard.ops.synthetic_logits import Dense, FactorisedDense, FactorisedRandom, Random, Rows
+from regard.ops.row_runs import by_rows
+from regard.ops.synthetic_logits import (
+    Dense,
+    FactorisedDense,
+    FactorisedRandom,
+    Random,
+    Rows,
+    Sides,
+    outer_logits,
+)
 from regard.ops.weights import softmax_where, visible
 from regard.patterns import Causal
 from regard.registry import Card, Layer, Sample, UnsupportedError, register
@@ -73,6 +83,28 @@ def synthesized_attention(
     silent = v.new_zeros(batch, heads, n, 1), v.new_zeros(batch, heads, m, 1)
     options: dict[str, Any] = {"key_mask": key_mask, "dropout_p": attn_drop, "generator": generator}
     return attend(*silent, v, Causal() if causal else None, attn_mask=logits, **options)
+
+
+def factorised_attention(
+    a: Float[Tensor, "B H N A"], b: Float[Tensor, "B H N E"], v: Float[Tensor, "B H M Dv"], *, causal: bool = False
+) -> Float[Tensor, "B H N Dv"]:
+    """softmax(E) v with E_ij = a_i[j // E] b_i[j mod E], of which some rows are formed at a time.
+
+    Args:
+        a, b: the factors of each row.
+        v: values, heads first.
+        causal: no later key; the last query stands at the last key.
+
+    Example:
+        >>> factorised_attention(torch.randn(1, 2, 5, 3), torch.randn(1, 2, 5, 2), torch.ones(1, 2, 5, 6)).shape
+        torch.Size([1, 2, 5, 6])
+    """
+    allowed = visible(a.shape[-2], v.shape[-2], causal=causal, device=v.device)
+    return by_rows(_factorised_rows, (a, b, allowed), (v,), v.shape[:3].numel(), again=True)
+
+
+def _factorised_rows(a: Tensor, b: Tensor, allowed: Tensor | None, v: Tensor) -> Tensor:
+    return softmax_where(outer_logits(a, b, v.shape[-2]), allowed).to(v.dtype) @ v
 
 
 @register(
@@ -263,11 +295,11 @@ class Synthesizer(Layer):
         else:
             self._check_length(columns)
             rows = slice(columns - n, columns)
-        dot, logits = self._logits(x, rows, columns)
+        k, v = grown.key.to(x.dtype), grown.value.to(x.dtype)
+        sides, logits = self._parts(x, k, rows, columns)
         if allowed is not None:
             logits = torch.where(allowed, 0.0 if logits is None else logits, -torch.inf).to(x.dtype)
-        k, v = grown.key.to(x.dtype), grown.value.to(x.dtype)
-        out = self._ask(x, k, v, dot, logits, causal=allowed is None)
+        out = self._ask(sides, logits, v, causal=allowed is None)
         return self._join(out), LayerMemory(grown, memory.position + n)
 
     def _look(
@@ -310,45 +342,53 @@ class Synthesizer(Layer):
         self._check_length(n)
         v = self._heads(self.v_proj(x)) if values is None else values
         k = v if self.k_proj is None else self._heads(self.k_proj(x))
-        dot, logits = self._logits(x, slice(n), n)
         options: dict[str, Any] = {"attn_drop": self.attn_drop * self.training, "generator": generator}
-        return self._ask(x, k, v, dot, logits, causal=self.causal, key_mask=key_mask, **options)
+        if self.names == ("factorised_dense",) and key_mask is None and not options["attn_drop"]:
+            part: Any = self.parts["factorised_dense"]
+            a, b = part.factors(x)
+            return factorised_attention(a, b, v, causal=self.causal)
+        sides, logits = self._parts(x, k, slice(n), n)
+        return self._ask(sides, logits, v, causal=self.causal, key_mask=key_mask, **options)
 
-    def _logits(self, x: Tensor, rows: Rows, columns: int) -> tuple[Tensor | float, Tensor | None]:
-        """The share of "dot", and the logits of all other parts (B or 1, H, N, columns)."""
-        if self.mix is None:
-            only = [part(x, rows, columns) for part in self.parts.values()]
-            return 1.0, only[0] if only else None
-        dot, logits = 1.0, None
-        for share, name in zip(self.mix.softmax(0), self.names, strict=True):
-            if name == "dot":
-                dot = share
+    def _parts(self, x: Tensor, k: Tensor, rows: Rows, columns: int) -> tuple[list[Sides], Tensor | None]:
+        """With their shares: logits that are products, and the sum of all others (B or 1, H, N, columns)."""
+        sides: list[Sides] = []
+        logits = None
+        shares = [None] if self.mix is None else self.mix.softmax(0)
+        for share, name in zip(shares, self.names, strict=True):
+            part = self._dot(x, k) if name == "dot" else self.parts[name](x, rows, columns)
+            if isinstance(part, Sides):
+                sides.append(part if share is None else part._replace(left=part.left * share))
             else:
-                part = self.parts[name](x, rows, columns) * share
+                part = part if share is None else part * share
                 logits = part if logits is None else logits + part
-        return dot, logits
+        return sides, logits
+
+    def _dot(self, x: Tensor, k: Tensor) -> Sides:
+        if self.q_proj is None:
+            raise RuntimeError("this Synthesizer has no dot product among its parts")
+        return Sides(self._heads(self.q_proj(x)) * self.head_dim**-0.5, k)
 
     def _ask(
         self,
-        x: Tensor,
-        k: Tensor,
-        v: Tensor,
-        dot: Tensor | float,
+        sides: list[Sides],
         logits: Tensor | None,
+        v: Tensor,
         *,
         causal: bool,
         key_mask: Tensor | None = None,
         attn_drop: float = 0.0,
         generator: Generator | None = None,
     ) -> Tensor:
-        """(B, H, N, Dv); only "dot" looks at the keys, and brings along the other parts as a mask."""
+        """(B, H, N, Dv): products side by side are one softmax attention, which takes the other logits as its mask."""
         options: dict[str, Any] = {"key_mask": key_mask, "generator": generator}
-        if self.q_proj is None and logits is not None:
+        if not sides and logits is not None:
             return synthesized_attention(logits, v, causal=causal, attn_drop=attn_drop, **options)
-        if self.q_proj is None:
-            raise RuntimeError("a Synthesizer without parts")
-        q = self._heads(self.q_proj(x)) * dot
-        return attend(q, k, v, Causal() if causal else None, attn_mask=logits, dropout_p=attn_drop, **options)
+        q, k = (
+            torch.cat([side.expand(len(v), *side.shape[-3:]) for side in half], -1) for half in zip(*sides, strict=True)
+        )
+        pattern = Causal() if causal else None
+        return attend(q, k, v, pattern, attn_mask=logits, scale=1.0, dropout_p=attn_drop, **options)
 
     def _check_length(self, length: int) -> None:
         if length > self.max_length:

@@ -7,39 +7,36 @@ setting and the same weights on both sides: batch 1, width 512, 8 heads of 64, f
 peers, ours and dense attention (``regard.create("full")``, torch's SDPA) take turns in one process; printed are medians
 of CPU seconds, forward without gradients and forward with backward for x and all parameters. Memory is the peak of a
 process of its own over what it held before the call, with an allocator that gives back at once what is freed. The floor
-is what the matrix products of ours (with backward three times as many) would take at the rate of a product of
-1024 x 1024 matrices, timed in the same rounds.
+is that of ``floors.py`` for ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
-import statistics
-import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import regard
-from peers_layers import DIM, HEADS, PAIRS, Pair, pairs, projections
-from regard.train.clock import memory_now, memory_peak
+from costs import COSTS, DIM, HEADS
+from floors import Run, medians
+from peaks import FRESH, take_elsewhere
+from peers_chosen import CHOSEN
+from peers_linear import LINEAR
+from peers_memory import MEMORY
+from peers_pair import Pair
+from peers_patterned import PATTERNED
 
+PAIRS = PATTERNED | CHOSEN | LINEAR | MEMORY
 LONG = 4096
 """From here on rounds are few, and what takes too much memory is left out."""
 MODELS = ("longformer.modeling_longformer", "big_bird.modeling_big_bird", "reformer.modeling_reformer")
 LEFT_OUT = {("performer-pytorch, causal", True): "it holds 0.6 GB for every 1024 tokens"}
-FRESH = get_context("forkserver")
 FRESH.set_forkserver_preload(["__main__", *(f"transformers.models.{name}" for name in MODELS)])
 COLUMNS = "peer | N | pass | peer s | ours s | peer / ours | dense s | floor s | peer MB | ours MB | peer / ours"
-
-Run = Callable[[], object]
 
 
 def build(name: str, length: int) -> Pair:
@@ -48,7 +45,7 @@ def build(name: str, length: int) -> Pair:
     if name != "dense":
         return PAIRS[name](length)
     dense = regard.create("full", dim=DIM, num_heads=HEADS)
-    return Pair(dense, dense, projections(length, 4) + pairs(length, length), "torch's SDPA")
+    return Pair(dense, dense, COSTS["dense"].cost(length), "torch's SDPA")
 
 
 def run_of(layer: nn.Module, x: Tensor, gradient: Tensor, backward: bool) -> Run:
@@ -66,41 +63,10 @@ def run_of(layer: nn.Module, x: Tensor, gradient: Tensor, backward: bool) -> Run
     return with_backward if backward else forward
 
 
-def medians(runs: dict[str, Run], rounds: int) -> dict[str, float]:
-    """Median CPU seconds of each run; one round runs all of them."""
-    seconds: dict[str, list[float]] = {key: [] for key in runs}
-    for _ in range(rounds):
-        for key, run in runs.items():
-            start = time.process_time()
-            run()
-            seconds[key].append(time.process_time() - start)
-    return {key: statistics.median(found) for key, found in seconds.items()}
-
-
-def peak(name: str, side: str, length: int, backward: bool) -> float:
-    """MB that a pass takes; in a process that does nothing else."""
-    torch.set_num_threads(1)
-    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD: what a tensor took goes back at once, not into a heap
-
-    def prepared(length: int) -> Run:
-        x, gradient = torch.randn(2, 1, length, DIM)
-        return run_of(getattr(build(name, length), side), x, gradient, backward)
-
-    prepared(512)()  # what a first call leaves behind is not the pass's
-    run = prepared(length)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    base = memory_now()
-    run()
-    return (memory_peak() - base) / 1e6
-
-
-def peak_elsewhere(name: str, side: str, length: int, backward: bool) -> float | None:
-    """:func:`peak` in a fresh process; None if that ran out of memory."""
-    with ProcessPoolExecutor(1, FRESH) as fresh:
-        try:
-            return fresh.submit(peak, name, side, length, backward).result()
-        except (BrokenProcessPool, MemoryError):
-            return None
+def prepared(name: str, side: str, backward: bool, length: int) -> Run:
+    """A pass of one side of a pair, with inputs of its own."""
+    x, gradient = torch.randn(2, 1, length, DIM)
+    return run_of(getattr(build(name, length), side), x, gradient, backward)
 
 
 def agreement(name: str, length: int) -> tuple[str, float, float]:
@@ -121,13 +87,15 @@ def race(names: list[str], length: int, backward: bool, rounds: int, memory: boo
     """A record for each peer."""
     names = [name for name in names if length <= LONG or (name, backward) not in LEFT_OUT]
     x, gradient = torch.randn(2, 1, length, DIM)
-    square = torch.randn(1024, 1024)
     built = {name: build(name, length) for name in (*names, "dense")}
     sides = [(name, side) for name in names for side in ("peer", "ours")] + [("dense", "ours")]
     runs = {f"{side} {name}": run_of(getattr(built[name], side), x, gradient, backward) for name, side in sides}
-    seconds = medians({**runs, "product": lambda: square @ square}, rounds if length <= LONG else min(rounds, 3))
-    held = {f"{side} {name}": peak_elsewhere(name, side, length, backward) if memory else None for name, side in sides}
-    rate = 2 * 1024**3 / seconds["product"]
+    seconds, rates = medians(runs, rounds if length <= LONG else min(rounds, 3))
+    taken = {
+        f"{side} {name}": take_elsewhere(partial(prepared, name, side, backward), length) if memory else None
+        for name, side in sides
+    }
+    held = {key: None if found is None else found.megabytes for key, found in taken.items()}
     return [
         {
             "peer": name,
@@ -136,8 +104,9 @@ def race(names: list[str], length: int, backward: bool, rounds: int, memory: boo
             "peer_seconds": seconds[f"peer {name}"],
             "ours_seconds": seconds[f"ours {name}"],
             "dense_seconds": seconds["ours dense"],
-            "floor_seconds": built[name].products * (3 if backward else 1) / rate,
-            "product_gflops": rate / 1e9,
+            "floor_seconds": rates.floor(built[name].cost, backward),
+            "product_gflops": rates.products / 1e9,
+            "copied_gigabytes": rates.moved / 1e9,
             "peer_megabytes": held[f"peer {name}"],
             "ours_megabytes": held[f"ours {name}"],
             "dense_megabytes": held["ours dense"],

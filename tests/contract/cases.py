@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import pytest
 import torch
 
 import regard
@@ -77,3 +78,11 @@ LAYERS = tuple(case for case in CASES if case.kind == "layer")
 SEQUENCES = tuple(case for case in LAYERS if case.card.data == "sequence" and case.sample.inputs is None)
 CORES = tuple(case for case in CASES if case.kind == "core")
 NAMES = tuple(dict.fromkeys(case.name for case in CASES))
+
+
+def first_of_each(cases, *arguments):
+    """Parameters for every case; a graph takes many seconds, so only the first of each mechanism is a daily test."""
+    first = {case.name: case for case in reversed(cases)}
+    for case in cases:
+        marks = () if case is first[case.name] else pytest.mark.slow
+        yield pytest.param(case, *arguments, marks=marks, id="-".join(map(str, (case, *arguments))))

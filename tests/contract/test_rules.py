@@ -4,22 +4,23 @@ import pytest
 
 from regard.factory import find
 from regard.inspect.check import RULES, run_rule
-from tests.contract.cases import CASES, LAYERS, NAMES
+from tests.contract.cases import CASES, LAYERS, NAMES, first_of_each
 
 ONCE = ("train = eval", "gradients", "autocast", "compile")
 """Rules on the layer that show nothing new on its core."""
 
-RUNS = [(case, rule) for case in CASES for rule in RULES if case.kind == "layer" or rule not in ONCE]
-COMPILED = {case.name: case for case in reversed(LAYERS) if case.card.compile}
-"""The first sample of each mechanism that compiles; a graph takes ten seconds, so the other samples are slow tests."""
+RUNS = [
+    pytest.param(case, rule, id=f"{case}-{rule}")
+    for case in CASES
+    for rule in RULES
+    if rule != "compile" and (case.kind == "layer" or rule not in ONCE)
+]
+COMPILING = [case for case in LAYERS if case.card.compile]
+NOT_COMPILING = [case for case in LAYERS if not case.card.compile]
+RUNS += [*first_of_each(COMPILING, "compile"), *first_of_each(NOT_COMPILING, "compile")]
 
 
-def run(case, rule):
-    slow = rule == "compile" and case.card.compile and case is not COMPILED[case.name]
-    return pytest.param(case, rule, id=f"{case}-{rule}", marks=pytest.mark.slow if slow else ())
-
-
-@pytest.mark.parametrize(("case", "rule"), [run(case, rule) for case, rule in RUNS])
+@pytest.mark.parametrize(("case", "rule"), RUNS)
 def test_rule(case, rule):
     row = run_rule(rule, case.subject())
     assert row.verdict != "FAIL", f"{row.numbers} {row.explanation}"

@@ -81,7 +81,7 @@ NAMES = tuple(dict.fromkeys(case.name for case in CASES))
 
 
 def first_of_each(cases, *arguments):
-    """Parameters for every case; a graph takes many seconds, so only the first of each mechanism is a daily test."""
+    """Parameters for every case; those after the first of each mechanism are slow tests, run before a release."""
     first = {case.name: case for case in reversed(cases)}
     for case in cases:
         marks = () if case is first[case.name] else pytest.mark.slow

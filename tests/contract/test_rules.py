@@ -4,20 +4,17 @@ import pytest
 
 from regard.factory import find
 from regard.inspect.check import RULES, run_rule
-from tests.contract.cases import CASES, LAYERS, NAMES, first_of_each
+from tests.contract.cases import CORES, LAYERS, NAMES, first_of_each
 
 ONCE = ("train = eval", "gradients", "autocast", "compile")
 """Rules on the layer that show nothing new on its core."""
 
-RUNS = [
-    pytest.param(case, rule, id=f"{case}-{rule}")
-    for case in CASES
-    for rule in RULES
-    if rule != "compile" and (case.kind == "layer" or rule not in ONCE)
-]
-COMPILING = [case for case in LAYERS if case.card.compile]
-NOT_COMPILING = [case for case in LAYERS if not case.card.compile]
-RUNS += [*first_of_each(COMPILING, "compile"), *first_of_each(NOT_COMPILING, "compile")]
+RUNS = [pytest.param(case, rule, id=f"{case}-{rule}") for case in LAYERS for rule in RULES if rule != "compile"]
+for rule in RULES:
+    if rule not in ONCE:
+        RUNS += first_of_each(CORES, rule)
+for claims in (True, False):
+    RUNS += first_of_each([case for case in LAYERS if case.card.compile is claims], "compile")
 
 
 @pytest.mark.parametrize(("case", "rule"), RUNS)

@@ -14,6 +14,7 @@ from regard.ops.masks import (
     check_values,
     from_key_padding_mask,
     hide,
+    hide_rows,
     positions,
 )
 from regard.ops.packing import Documents
@@ -169,7 +170,7 @@ class MultiHead(Layer):
         k = k.repeat_interleave(max(1, values.shape[1] // k.shape[1]), 1)  # values may differ where heads share a key
         values = values.to(v.dtype).expand(len(k), k.shape[1], -1, -1)
         out, _ = self._attend(q, k, values, key_mask, query_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(
         self,

@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 
 from regard.memory import KeyValueCache, StaticCache
 from regard.ops.caches import empty_cache, slot_mask
+from regard.ops.dropout import drop
 from regard.ops.row_runs import by_rows
 from regard.ops.weights import softmax_where, visible
 from regard.patterns import Causal
@@ -55,10 +56,7 @@ def mixed_weights(
     """
     logits = (q / q.shape[-1] ** 0.5) @ k.mT
     weights = softmax_where(_mix(logit_mix, logits), allowed).to(q.dtype)
-    if attn_drop:
-        keep = torch.empty_like(weights).bernoulli_(1 - attn_drop, generator=generator)
-        weights = weights * keep / (1 - attn_drop)
-    return _mix(weight_mix, weights)
+    return _mix(weight_mix, drop(weights, attn_drop, generator))
 
 
 def _mix(table: Float[Tensor, "H S"], maps: Float[Tensor, "B H N M"]) -> Float[Tensor, "B S N M"]:
@@ -94,10 +92,10 @@ def talking_heads(
 
 
 def _weigh(
-    q: Tensor, allowed: Tensor | None, k: Tensor, v: Tensor, logit_mix: Tensor, weight_mix: Tensor, **drop: Any
+    q: Tensor, allowed: Tensor | None, k: Tensor, v: Tensor, logit_mix: Tensor, weight_mix: Tensor, **dropout: Any
 ) -> Tensor:
     """A run of queries."""
-    return mixed_weights(q, k, logit_mix, weight_mix, allowed=allowed, **drop) @ v
+    return mixed_weights(q, k, logit_mix, weight_mix, allowed=allowed, **dropout) @ v
 
 
 @register(
@@ -224,9 +222,9 @@ class TalkingHeads(Core):
                 f"q, k and v have {q.shape[1]}, {k.shape[1]} and {v.shape[1]} heads, but this TalkingHeads was built "
                 f"for num_heads={self.num_heads}"
             )
-        drop = self.attn_drop * self.training
+        rate = self.attn_drop * self.training
         return talking_heads(
-            q, k, v, self.logit_mix, self.weight_mix, allowed=allowed, attn_drop=drop, generator=generator
+            q, k, v, self.logit_mix, self.weight_mix, allowed=allowed, attn_drop=rate, generator=generator
         )
 
     def extra_repr(self) -> str:

@@ -71,6 +71,11 @@ def admit_one_sequence(
     return hide(x, part), key_mask, query_mask
 
 
+def hide_rows(out: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, N, D) with the rows of tokens that a mask Bool (B, N) leaves out set to 0; :func:`hide`, heads first."""
+    return out if mask is None else out.masked_fill(~mask[:, None, :, None], 0.0)
+
+
 def check_values(values: Tensor, batch: int, heads: int, length: int) -> None:
     """Refuse values to be weighed that are no (batch or 1, heads or 1, length, any width).
 

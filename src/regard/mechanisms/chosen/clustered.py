@@ -26,6 +26,7 @@ from torch import Generator, Tensor
 
 from regard.attention import attend
 from regard.ops.clusters import cluster_chunks, cluster_means, of_member, take_rows
+from regard.ops.dropout import drop
 from regard.ops.hamming import hamming_kmeans, sign_codes, spread_evenly
 from regard.registry import Card, Core, Sample, register
 
@@ -84,7 +85,7 @@ def clustered_attention(
         if key_mask is not None:
             weights = weights.masked_fill(~key_mask[:, None, None], 0.0)
         mass = weights.gather(-1, chosen).sum(-1, keepdim=True)
-        rest = _drop(weights.scatter(-1, chosen, 0.0), attn_drop, generator) @ v
+        rest = drop(weights.scatter(-1, chosen, 0.0), attn_drop, generator) @ v
         own = _over_chosen(q, k, v, groups, chosen, scale, key_mask, attn_drop, generator)
         return (of_member(rest, groups) + of_member(mass, groups) * own).to(dtype)
 
@@ -107,15 +108,8 @@ def _over_chosen(
     if key_mask is not None:
         real = key_mask[:, None].expand(-1, k.shape[1], -1).gather(-1, chosen.flatten(2)).view_as(chosen)
         scores = scores.masked_fill(~real[..., None, :], torch.finfo(scores.dtype).min)
-    weights = _drop(scores.softmax(-1), attn_drop, generator)
+    weights = drop(scores.softmax(-1), attn_drop, generator)
     return take_rows((weights @ take_rows(v, chosen)).flatten(2, 3), chunks.place)
-
-
-def _drop(weights: Tensor, p: float, generator: Generator | None) -> Tensor:
-    if not p:
-        return weights
-    keep = torch.empty_like(weights, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
-    return weights * keep / (1 - p)
 
 
 @register(

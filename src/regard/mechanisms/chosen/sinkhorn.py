@@ -34,7 +34,7 @@ from regard.layers import head_width
 from regard.memory import KeyValueCache, StaticCache, check_memory
 from regard.ops.balancing import balance
 from regard.ops.caches import empty_cache, slot_mask
-from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.positions import put_back, real_first
 from regard.patterns import Blocks, Causal
@@ -225,7 +225,7 @@ class Sinkhorn(Layer):
         check_values(values, len(x), self.num_heads, (x if context is None else context).shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         out, query_mask = self._look(x, values, context, key_mask, query_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> SinkhornMemory:
         """The memory of ``batch`` sequences of which nothing has been seen; with ``static`` it has its final size."""

@@ -27,6 +27,7 @@ from torch import Generator, Tensor
 from regard.attention import attend, merge
 from regard.ops.balanced_clusters import Clusters, asymmetric_hashes, count_clusters, cut
 from regard.ops.clusters import take_rows
+from regard.ops.masks import hide_rows
 from regard.registry import Card, Core, Sample, register
 
 
@@ -163,7 +164,7 @@ class Smyrf(Core):
         queries, keys = self.clusters(*hashes, query_mask, key_mask)
         options: dict[str, Any] = {"scale": self.scale, "attn_drop": self.attn_drop * self.training}
         out = smyrf_attention(q, k, v, queries, keys, **options, generator=generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def clusters(
         self,

@@ -32,7 +32,7 @@ from torch import Generator, Tensor, nn
 from regard.layers import head_width
 from regard.memory import LinearState, check_memory
 from regard.ops.delta_rule import delta_rule
-from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.scan import causal_products
 from regard.ops.token_runs import in_token_runs
@@ -278,7 +278,7 @@ class DeltaRule(Layer):
         x, key_mask, query_mask = admit_one_sequence("delta_rule", x, self.dim, context, key_mask, query_mask, segments)
         check_values(values, len(x), self.num_heads, x.shape[1])
         out = self._attend(x, values.to(x.dtype).expand(len(x), self.num_heads, -1, -1), key_mask, segments)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> LinearState:
         """A memory that holds nothing; its size is constant, so ``static`` has nothing to reserve."""

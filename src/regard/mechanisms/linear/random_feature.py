@@ -34,7 +34,7 @@ from regard.layers import head_width
 from regard.memory import LinearState, check_memory
 from regard.ops.fading_sums import fading_products
 from regard.ops.features import orthogonal_rows
-from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.scan import causal_products
 from regard.ops.token_runs import in_token_runs
@@ -358,7 +358,7 @@ class RandomFeature(Layer):
         check_values(values, len(x), self.num_heads, source.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         out = self._attend(x, source, values, key_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> LinearState:
         """Sums over nothing; their size is constant, so ``static`` has nothing to reserve."""

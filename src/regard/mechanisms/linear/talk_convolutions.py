@@ -24,7 +24,8 @@ from torch import Generator, Tensor, nn
 
 from regard.layers import head_width
 from regard.memory import check_memory
-from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide
+from regard.ops.dropout import drop
+from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.prefix_sums import prefix_sums, read_between
 from regard.registry import Card, Layer, Sample, UnsupportedError, register
@@ -97,10 +98,7 @@ class Windows(nn.Module):
 
     def forward(self, u: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """From (B, N, H D), the shares of the largest reach to the left and to the right, (B, H, N) each."""
-        reach = self.reaches(u)
-        if self.training and self.drop:
-            kept = torch.empty_like(reach).bernoulli_(1 - self.drop, generator=generator)
-            reach = reach * kept / (1 - self.drop)
+        reach = drop(self.reaches(u), self.drop * self.training, generator)
         return reach[:, : self.num_heads], reach[:, self.num_heads :] if self.both else None
 
     def reaches(self, u: Tensor) -> Tensor:
@@ -259,7 +257,7 @@ class TalkConvolutions(Layer):
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         out = self._average(self.v_proj(x), values, key_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> Recent:
         """What the next windows can reach; its size is constant, so ``static`` has nothing to reserve."""

@@ -30,7 +30,7 @@ from regard.attention import attend
 from regard.layers import head_width
 from regard.memory import LayerMemory, StaticCache, check_memory
 from regard.ops.caches import empty_cache, slot_mask
-from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.positions import put_back, real_first
 from regard.ops.row_runs import by_rows
@@ -266,7 +266,7 @@ class Synthesizer(Layer):
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         out = self._look(x, values, key_mask, query_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> LayerMemory:
         """All values so far, and the keys of "dot"; they grow, or have ``static`` slots that are overwritten."""

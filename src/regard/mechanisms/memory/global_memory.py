@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
 from regard.layers import head_width
-from regard.ops.masks import admit_one_sequence, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.ops.positions import take_rows
 from regard.patterns import Blocks, Full, Pattern, Segments, Window
@@ -335,7 +335,7 @@ class GlobalMemory(Layer):
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1)
         out = self._attend(x, values, key_mask, query_mask, segments, structure, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def _attend(
         self,

@@ -25,6 +25,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import head_width
+from regard.ops.dropout import drop
 from regard.ops.masks import admit_one_sequence, hide, positions
 from regard.ops.packing import Documents
 from regard.ops.ring import Neighbours
@@ -64,9 +65,7 @@ def ring_attention(
     )
     scores = torch.stack([(q * key).sum(-1) for key in keys], -1) * q.shape[-1] ** -0.5
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
-    if attn_drop:
-        keep = torch.empty_like(weights).bernoulli_(1 - attn_drop, generator=generator)
-        weights = weights * keep / (1 - attn_drop)
+    weights = drop(weights, attn_drop, generator)
     out = torch.zeros_like(v)
     for weight, value in zip(weights.unbind(-1), values, strict=True):
         out = torch.addcmul(out, weight[..., None], value)

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
 from regard.memory import RollingWindow, check_memory
-from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide
+from regard.ops.masks import admit_one_sequence, check_mask, check_tokens, check_values, hide, hide_rows
 from regard.ops.packing import Documents
 from regard.patterns import Causal, Dilated, Global, Pattern, PerHead, Window
 from regard.patterns.algebra import Not
@@ -187,7 +187,7 @@ class Longformer(Layer):
         check_values(values, len(x), self.num_heads, x.shape[1])
         values = values.expand(len(x), self.num_heads, -1, -1)
         out = self._look(x, values, key_mask, global_mask, segments, generator)
-        return out if query_mask is None else out.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return hide_rows(out, query_mask)
 
     def memory(self, batch: int, *, device: Any = None, dtype: Any = None, static: int | None = None) -> RollingWindow:
         """The keys and values in reach of the next token; their number is constant, so ``static`` reserves nothing."""

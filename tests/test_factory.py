@@ -78,7 +78,7 @@ def test_a_head_width_of_its_own_reaches_both():
 def test_a_layer_gets_what_it_has():
     assert regard.create("fake_layer", dim=12, num_heads=3, causal=True, max_length=9, device="cpu").seen == (12, 3)
     assert regard.create("fake_layer", dim=12).seen == (12, 2)
-    assert regard.create("fake_map", dim=12).seen == 12
+    assert regard.create("fake_map", dim=12, num_heads=3).seen == 12
 
 
 def test_a_core_alone():
@@ -127,8 +127,8 @@ def test_the_wrong_word_names_the_right_one(theirs, ours):
 def test_unknown_options_list_what_there_is():
     with pytest.raises(TypeError, match=r"fake_core has no option 'zzz': it takes dim, .*rank"):
         regard.create("fake_core", dim=12, num_heads=3, max_length=9, zzz=1)
-    with pytest.raises(TypeError, match=r"fake_map has no option 'num_heads'"):
-        regard.create("fake_map", dim=12, num_heads=3)
+    with pytest.raises(TypeError, match=r"fake_map has no option 'max_length'"):
+        regard.create("fake_map", dim=12, num_heads=3, max_length=9)
 
 
 def test_what_is_missing_is_named():

@@ -16,6 +16,7 @@ _AROUND = ("dim", "qkv_bias", "qk_norm", "rotary", "proj_drop")  # options of Mu
 _BOTH = ("num_kv_heads", "head_dim", "attn_drop", "device", "dtype")  # of MultiHead and of the cores that have them
 _EVERY_CORE = ("num_heads", "causal", "max_length", *_BOTH)
 _EVERY_LAYER = ("dim", "num_heads", "causal", "max_length", "device", "dtype")
+_EVERY_MAP = ("dim", "num_heads", "device", "dtype")
 _OUR_WORDS: dict[str, tuple[str, ...]] = {
     theirs: ours
     for ours, words in {
@@ -98,7 +99,7 @@ def create(
     max_length: int | None = None,
     **options: Any,
 ) -> Layer:
-    """A mechanism as a layer: ``layer(x)`` on (B, N, dim).
+    """A mechanism as a layer: ``layer(x)`` on (B, N, dim), or on maps (B, dim, H, W).
 
     Args:
         name: the mechanism, see :func:`names`.
@@ -123,7 +124,7 @@ def create(
     common = {"dim": dim, "num_heads": num_heads, "causal": causal, "max_length": max_length}
     options |= {option: value for option, value in common.items() if value is not None}
     if not issubclass(record.cls, Core):
-        _check(record, options.items(), _EVERY_LAYER if record.card.data == "sequence" else ())
+        _check(record, options.items(), _EVERY_MAP if record.card.data == "map" else _EVERY_LAYER)
         return cast(Layer, _make(record, options))
     _check(record, options.items(), (*_AROUND, *_EVERY_CORE))
     if dim is None or num_heads is None:

@@ -18,6 +18,7 @@ from torch import Generator, Tensor, nn
 Data = Literal["sequence", "map", "set", "pair"]
 Causality = Literal["strict", "selection"]
 EmptyRows = Literal["zero", "uniform"]
+Padding = Literal["anywhere", "end"]
 Randomness = Literal["dropout", "noise", "resample", "batch_norm", "ema"]
 
 
@@ -32,7 +33,7 @@ class Card:
     Attributes:
         title, paper, year: as published; ``paper`` is "arXiv:..." or a DOI.
         family: the room under ``mechanisms/`` ("patterned", "linear", "lowrank", ...).
-        data: what it runs on: "sequence" (B, N, C), "map" (B, C, H, W), "set", or "pair" of inputs.
+        data: what it runs on: "sequence" or "set" (B, N, C), "map" (B, C, H, W), or "pair" of inputs.
         causal: what ``causal=True`` guarantees. "strict": no earlier output changes when a later input changes.
             "selection": no gradient flows back, but later tokens influence which keys are picked. None: never causal.
         cross: queries may come from one sequence and keys from another.
@@ -43,6 +44,8 @@ class Card:
         stochastic: what differs between ``train()`` and ``eval()``.
         empty_rows: what a query gets that may look at nothing: "zero", or "uniform" weights.
         compile, export: ``torch.compile(fullgraph=True)`` with dynamic length and ``torch.export`` succeed.
+        padding: where masked places may stand so that they change nothing: "anywhere", or only at the "end" of each
+            axis, for mechanisms that count blocks from the start. Those that take no mask at all refuse "key_mask".
         refuses: option -> reason, e.g. ``{"causal": "every mixture has seen the future"}``.
         cost: time for N tokens, e.g. "N r".
         summary: one sentence that helps to choose.
@@ -62,6 +65,7 @@ class Card:
     smooth: bool = False
     stochastic: tuple[Randomness, ...] = ()
     empty_rows: EmptyRows = "zero"
+    padding: Padding = "anywhere"
     compile: bool = True
     export: bool = True
     refuses: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
@@ -76,6 +80,7 @@ class Card:
         allowed: list[tuple[str, object, tuple[object, ...]]] = [
             ("data", self.data, get_args(Data)),
             ("causal", self.causal, (None, *get_args(Causality))),
+            ("padding", self.padding, get_args(Padding)),
             ("empty_rows", self.empty_rows, get_args(EmptyRows)),
             *(("stochastic", kind, get_args(Randomness)) for kind in self.stochastic),
         ]

@@ -75,7 +75,10 @@ def _cases():
 
 CASES = tuple(_cases())
 LAYERS = tuple(case for case in CASES if case.kind == "layer")
-SEQUENCES = tuple(case for case in LAYERS if case.card.data == "sequence" and case.sample.inputs is None)
+USUAL = tuple(case for case in LAYERS if case.sample.inputs is None)
+SEQUENCES = tuple(case for case in USUAL if case.card.data in ("sequence", "set"))
+SETS = tuple(case for case in SEQUENCES if case.card.data == "set")
+MAPS = tuple(case for case in USUAL if case.card.data == "map")
 CORES = tuple(case for case in CASES if case.kind == "core")
 NAMES = tuple(dict.fromkeys(case.name for case in CASES))
 

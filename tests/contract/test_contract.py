@@ -9,11 +9,14 @@ import torch
 
 import regard
 import regard.layers
+import regard.map_layers
 from regard.layers import MultiHead
+from regard.map_layers import MapLayer
 from regard.mechanisms.linear.linear_transformer import LinearTransformer
 from regard.mechanisms.multi_head import ScaledDotProduct
 from regard.registry import UnsupportedError
 from tests.contract import test_lifecycle as lifecycle
+from tests.contract import test_map_layers as map_layers
 from tests.contract import test_maps as maps
 from tests.contract import test_masks as masks
 from tests.contract import test_memories as memories
@@ -77,6 +80,10 @@ def starts_large(init, self, *arguments, **options):
 def strangely_named(forward, self, *arguments, return_aux=False, **options):
     y = forward(*arguments, **options)
     return (y, {"entropy": y.sum()}) if return_aux else y
+
+
+def of_maps(change):
+    return around(MapLayer, "forward", lambda forward, self, x, *a, **k: change(forward(x, *a, **k), x))
 
 
 def eats_options(create, name, **options):
@@ -215,6 +222,49 @@ FAULTS = {
         [around(MultiHead, "forward", strangely_named)],
         lifecycle.test_aux_is_a_flat_dict_of_named_tensors,
     ),
+    "maps in float32": ([of_maps(lambda y, x: y.float())], map_layers.test_any_size_in_any_dtype),
+    "no map of one pixel": (
+        [of_maps(lambda y, x: y if y[0, 0].numel() > 1 else y / 0)],
+        map_layers.test_a_map_of_one_pixel_works_or_is_refused_in_words,
+    ),
+    "channels first": (
+        [instead(regard.map_layers, "like_format", lambda y, x: y.contiguous())],
+        map_layers.test_channels_last_stays_channels_last,
+    ),
+    "masked pixels get in": (
+        [instead(regard.map_layers, "hide_pixels", same)],
+        lambda case: map_layers.test_padding_of_maps_may_hold_anything(named("kronecker-0-layer")),
+    ),
+    "takes any mask of a map": (
+        [instead(regard.map_layers, "_check_pixels", nothing)],
+        lambda case: map_layers.test_wrong_masks_of_maps_are_refused(case, "key_mask"),
+    ),
+    "takes any map": (
+        [instead(regard.map_layers, "_check_map", nothing)],
+        map_layers.test_what_is_no_map_of_this_width_is_refused,
+    ),
+    "overlooks a second map": (
+        [around(MapLayer, "forward", lambda forward, self, x, context=None, **o: forward(x, **o))],
+        map_layers.test_a_second_map_is_refused,
+    ),
+    "ignores a second map": (
+        [around(MapLayer, "forward", lambda forward, self, x, context=None, **o: forward(x, **o))],
+        lambda case: map_layers.test_a_second_map_may_have_another_size(named("kronecker-0-layer")),
+    ),
+    "maps start too large": ([of_maps(lambda y, x: 1e4 * y)], map_layers.test_maps_start_in_range),
+    "maps tell strange names": (
+        [around(MapLayer, "forward", strangely_named)],
+        map_layers.test_aux_of_maps_is_a_flat_dict_of_named_tensors,
+    ),
+    "a side in the graph": (
+        [of_maps(lambda y, x: y * int(str(int(x.shape[2]))))],
+        map_layers.test_maps_export_with_dynamic_sides,
+    ),
+}
+OF_MAPS = {fault for fault, (_, contract) in FAULTS.items() if contract.__module__ == map_layers.__name__} | {
+    "masked pixels get in",
+    "takes any mask of a map",
+    "ignores a second map",
 }
 DROPPING = ("other randomness",)
 
@@ -235,6 +285,7 @@ def free_of(case):
 def test_every_fault_is_found(fault, monkeypatch):
     patches, contract = FAULTS[fault]
     case = named("multi_head-1-layer" if fault in DROPPING else "linear_transformer-1-layer")
+    case = named("axial-0-layer") if fault in OF_MAPS else case
     contract(case)  # passes without the fault
     for patch in patches:
         monkeypatch.setattr(*patch, raising=False)
@@ -245,10 +296,14 @@ def test_every_fault_is_found(fault, monkeypatch):
 def test_no_test_is_left_out():
     tests = {
         name
-        for module in (rules, shapes, masks, lifecycle, maps, memories)
+        for module in (rules, shapes, masks, lifecycle, maps, memories, map_layers)
         for name in vars(module)
         if name.startswith("test_")
     }
-    exempt = {"test_a_context_is_refused", "test_unknown_names_name_the_nearest"}  # they need another kind of case
+    exempt = {  # they need another kind of case
+        "test_a_context_is_refused",
+        "test_masks_are_refused_where_they_mean_nothing",
+        "test_unknown_names_name_the_nearest",
+    }
     used = {name for _, contract in FAULTS.values() for name in (contract.__name__, *contract.__code__.co_names)}
     assert tests - exempt == tests & used

@@ -38,11 +38,12 @@ def test_gradcheck(case):
     inputs = {name: value.double().requires_grad_() for name, value in inputs.items()}
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     keep = torch.arange(TINY) < torch.tensor([[TINY], [TINY - 2]])
+    mask = {subject.mask_name: subject._mask(keep)} if subject.takes_mask else {}
 
     def run(*values):
         parameters = dict(zip(names, values[len(inputs) :], strict=True))
         arguments = dict(zip(inputs, values, strict=False))
-        return torch.func.functional_call(module, parameters, (), arguments | {"key_mask": keep})
+        return torch.func.functional_call(module, parameters, (), arguments | mask)
 
     values = (*inputs.values(), *(module.get_parameter(name) for name in names))
     assert torch.autograd.gradcheck(run, values, fast_mode=True)

@@ -109,6 +109,8 @@ class Subject:
     @property
     def takes_mask(self) -> bool:
         """Whether forward has the mask argument; ``**kwargs`` counts when a name of one's own was asked for."""
+        if self.card is not None and self.mask_name in self.card.refuses:
+            return False
         parameters = inspect.signature(self.module.forward).parameters
         anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         return self.mask_name in parameters or (anything and self.mask_name != "key_mask")

@@ -91,6 +91,8 @@ def _padding(subject: Subject, side: Side) -> Row:
     name = f"padding {side}"
     if reason := _unmaskable(subject):
         return skip(name, reason)
+    if side == "left" and subject.card is not None and subject.card.padding == "end":
+        return skip(name, "padding belongs at the end, says the card")
     room = min(map(subject.length, subject.masked)) - 1
     if room < 1:
         return skip(name, "one token leaves nothing to pad")

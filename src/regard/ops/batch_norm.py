@@ -1,4 +1,4 @@
-"""Batch normalisation of tokens, whose statistics are those of real tokens only."""
+"""Batch normalisation of tokens or pixels, whose statistics are those of real ones only."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -46,3 +46,25 @@ class TokenBatchNorm(nn.BatchNorm1d):
         ):
             moved = running + step * (found.to(running.dtype) - running)
             running.copy_(torch.where(count > 0, moved, running))
+
+
+class MapBatchNorm(TokenBatchNorm):
+    """torch's BatchNorm1d to 3d on maps (B, C, *grid), where pixels that a mask leaves out enter no statistic.
+
+    Example:
+        >>> norm, keep = MapBatchNorm(1, affine=False), torch.tensor([[True, True, False]])
+        >>> norm(torch.tensor([[[1.0, 3.0, 900.0]]]), keep)[0, 0, :2].round().tolist()
+        [-1.0, 1.0]
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes will do."""
+
+    def forward(
+        self, input: Float[Tensor, "B C *grid"], mask: Bool[Tensor, "B *grid"] | None = None
+    ) -> Float[Tensor, "B C *grid"]:
+        """Normalise each feature; ``mask``: True for pixels that count, the others become anything finite."""
+        if mask is None or not self.training:
+            return nn.BatchNorm1d.forward(self, input)
+        pixels = input.movedim(1, -1)
+        return self._masked(pixels.flatten(0, -2), mask.flatten()).view(pixels.shape).movedim(-1, 1)

@@ -99,7 +99,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"query_mask has shape \(2, 12\)"):
         axial(x, query_mask=torch.ones(2, 12, dtype=torch.bool))
     for given in ({"context": x}, {"segments": torch.zeros(2, 3, 4, dtype=torch.long)}):
-        with pytest.raises(UnsupportedError, match="neither context nor segments"):
+        with pytest.raises(UnsupportedError, match="axial attends within"):
             axial(x, **given)
     for options, message in (({"num_axes": 0}, "num_axes=0"), ({"combine": "mean"}, "combine='mean' is neither")):
         with pytest.raises(ValueError, match=message):

@@ -23,8 +23,9 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import head_width
+from regard.map_layers import MapLayer
 from regard.ops.line_means import line_means, outer_sum
-from regard.registry import Card, Layer, Sample, UnsupportedError, register
+from regard.registry import Card, Sample, UnsupportedError, register
 
 Queries = Literal["pixels", "lines"]
 
@@ -76,7 +77,7 @@ def kronecker_attention(
         Sample(dim=12, project=False),
     ],
 )
-class Kronecker(Layer):
+class Kronecker(MapLayer):
     """Projections, or none, around row and column means; see the head of this file.
 
     Args:
@@ -144,43 +145,30 @@ class Kronecker(Layer):
             if isinstance(linear, nn.Linear):
                 linear.reset_parameters()
 
-    def forward(
+    def admit(
         self,
         x: Tensor,
         context: Tensor | None = None,
-        *,
         key_mask: Tensor | None = None,
         query_mask: Tensor | None = None,
         segments: Tensor | None = None,
-        generator: Generator | None = None,
-        return_aux: bool = False,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Attend from a map to the line means of it, or of a context.
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The door of all layers on maps, which lines pass without a context."""
+        if context is not None and self.queries == "lines":
+            raise UnsupportedError('kronecker takes a context only with queries="pixels": lines ask lines of their own')
+        return super().admit(x, context, key_mask, query_mask, segments)
 
-        Args:
-            x: (B, C, n_1, ..., n_A).
-            context: (B, C, m_1, ..., m_A), for queries="pixels".
-            key_mask: Bool, True for pixels of what is asked that count, (B, m_1, ..., m_A).
-            query_mask: Bool (B, n_1, ..., n_A), True for pixels that ask; without a context each mask is the default
-                for the other.
-            segments: refused.
-            generator: idle, nothing is drawn.
-            return_aux: also return what else there is to tell: nothing.
-
-        Returns:
-            y of the shape of x, 0 for masked queries; with ``return_aux`` (y, {}).
-
-        Raises:
-            ValueError, TypeError: shapes or masks that do not fit.
-            UnsupportedError: segments, or a context for "lines".
-        """
-        source = self._admit(x, context, key_mask, query_mask, segments)
-        if context is None:
-            key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
-        asking = x if query_mask is None else x.masked_fill(~query_mask[:, None], 0.0)  # NaN there would spread
-        y = self._attend(asking, source, key_mask)
-        y = y if query_mask is None else y.masked_fill(~query_mask[:, None], 0.0)
-        return (y, {}) if return_aux else y
+    def respond(
+        self,
+        x: Tensor,
+        source: Tensor,
+        *,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """Attend from a map to the line means of it, or of a context; see :class:`regard.map_layers.MapLayer`."""
+        return self._attend(x, source, key_mask)
 
     def _attend(self, x: Tensor, source: Tensor, key_mask: Tensor | None) -> Tensor:
         lines = self.queries == "lines"
@@ -201,32 +189,6 @@ class Kronecker(Layer):
         out = attend(q, k, v, scale=self.scale, key_mask=filled).transpose(1, 2).flatten(2)
         y = self.out_proj(out).mT
         return outer_sum(y, x.shape[2:]) if lines else y.unflatten(-1, x.shape[2:])
-
-    def _admit(
-        self,
-        x: Tensor,
-        context: Tensor | None,
-        key_mask: Tensor | None,
-        query_mask: Tensor | None,
-        segments: Tensor | None,
-    ) -> Tensor:
-        """What is asked; whatever does not fit is refused."""
-        if segments is not None:
-            raise UnsupportedError("kronecker attends within maps: it takes no segments")
-        if context is not None and self.queries == "lines":
-            raise UnsupportedError('kronecker takes a context only with queries="pixels": lines ask lines of their own')
-        source = x if context is None else context
-        for name, t in (("x", x), ("context", source)):
-            if t.ndim != self.num_axes + 2 or t.shape[1] != self.dim or len(t) != len(x):
-                sides = ", ".join(f"n_{axis + 1}" for axis in range(self.num_axes))
-                raise ValueError(f"{name} has shape {tuple(t.shape)}, expected ({len(x)}, {self.dim}, {sides})")
-        for name, mask, t in (("key_mask", key_mask, source), ("query_mask", query_mask, x)):
-            if mask is not None and mask.dtype != torch.bool:
-                raise TypeError(f"{name} is {mask.dtype}: pass Bool, True for pixels that count, e.g. {name}.bool()")
-            if mask is not None and mask.shape != (len(t), *t.shape[2:]):
-                shape = (len(t), *t.shape[2:])
-                raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the pixels are {shape}: (batch, *sides)")
-        return source
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, queries={self.queries!r}, project={self.project}"

@@ -22,10 +22,11 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import MultiHead
+from regard.map_layers import MapLayer
 from regard.ops.initialisation import fan_in_normal_
 from regard.ops.lines import from_lines, to_lines
 from regard.patterns import Causal, Full
-from regard.registry import Card, Core, Layer, Sample, UnsupportedError, register
+from regard.registry import Card, Core, Sample, register
 
 Combine = Literal["sum", "chain"]
 
@@ -94,7 +95,7 @@ class Line(Core):
         Sample(dim=12, num_heads=3, combine="chain", causal=True, attn_drop=0.1),
     ],
 )
-class Axial(Layer):
+class Axial(MapLayer):
     """Multi-head attention along each axis of a map; see the head of this file.
 
     Args:
@@ -109,7 +110,6 @@ class Axial(Layer):
 
     Raises:
         ValueError: sizes that do not fit.
-        UnsupportedError: a context or segments.
     """
 
     card = Card(
@@ -145,7 +145,7 @@ class Axial(Layer):
             raise ValueError(f"num_axes={num_axes}: a map has one axis at least")
         if combine not in ("sum", "chain"):
             raise ValueError(f'combine={combine!r} is neither "sum" nor "chain"')
-        self.dim, self.num_heads, self.causal = dim, num_heads, causal
+        self.dim, self.num_axes, self.num_heads, self.causal = dim, num_axes, num_heads, causal
         self.combine: Combine = combine
         options: dict[str, Any] = {"head_dim": head_dim, "qkv_bias": qkv_bias, "proj_drop": proj_drop}
         options |= {"device": device, "dtype": dtype}
@@ -159,60 +159,22 @@ class Axial(Layer):
         for parameter in self.parameters():
             _ = fan_in_normal_(parameter) if parameter.ndim == 2 else nn.init.zeros_(parameter)
 
-    def forward(
+    def respond(
         self,
         x: Tensor,
-        context: Tensor | None = None,
+        source: Tensor,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
-        return_aux: bool = False,
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Attend along every axis of a map.
-
-        Args:
-            x: (B, C, n_1, ..., n_A).
-            context, segments: refused.
-            key_mask: Bool (B, n_1, ..., n_A), True for real pixels.
-            query_mask: Bool (B, n_1, ..., n_A), True for pixels that ask; each mask is the default for the other.
-            generator: draws the dropout.
-            return_aux: also return what else there is to tell: nothing.
-
-        Returns:
-            y of the shape of x, 0 for masked queries; with ``return_aux`` (y, {}).
-
-        Raises:
-            ValueError, TypeError: shapes or masks that do not fit.
-            UnsupportedError: a context or segments.
-        """
-        if x.ndim != len(self.axes) + 2 or x.shape[1] != self.dim:
-            sides = ", ".join(f"n_{axis + 1}" for axis in range(len(self.axes)))
-            raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, {self.dim}, {sides})")
-        if context is not None or segments is not None:
-            raise UnsupportedError("axial attends within one map: it takes neither context nor segments")
-        for name, mask in (("key_mask", key_mask), ("query_mask", query_mask)):
-            _check_mask(mask, (len(x), *x.shape[2:]), name)
-        key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """Attend along every axis of a map; see :class:`regard.map_layers.MapLayer`."""
         masks: dict[str, Tensor] = {}
         if key_mask is not None and query_mask is not None:  # in a chain, what is asked must have been answered
             masks = {"key_mask": key_mask, "query_mask": key_mask | query_mask}
         attentions = [partial(layer, generator=generator) for layer in self.axes]
         grid = x.movedim(1, -1).contiguous()  # else each projection would copy it
-        y = along_axes(grid, attentions, masks, self.combine)
-        y = y if query_mask is None else y.masked_fill(~query_mask[..., None], 0.0)
-        return (y.movedim(-1, 1), {}) if return_aux else y.movedim(-1, 1)
+        return along_axes(grid, attentions, masks, self.combine).movedim(-1, 1)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_axes={len(self.axes)}, causal={self.causal}, combine={self.combine!r}"
-
-
-def _check_mask(mask: Tensor | None, shape: tuple[int, ...], name: str) -> None:
-    """Refuse what is no Bool of the map's places."""
-    if mask is None:
-        return
-    if mask.dtype != torch.bool:
-        raise TypeError(f"{name} is {mask.dtype}: pass Bool, True for pixels that take part, e.g. {name}.bool()")
-    if mask.shape != shape:
-        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the pixels are {shape}: (batch, *sides)")

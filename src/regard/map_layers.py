@@ -1,0 +1,216 @@
+"""What all layers on maps (B, C, n_1, ..., n_A) share: the door, the masks and the memory format.
+
+A map has one to three axes: a line, an image, a volume. A pixel is one of its places, whatever the number of axes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from regard.layers import MultiHead
+from regard.registry import Card, Core, Layer, UnsupportedError
+
+__all__ = ["MapAttention", "MapLayer", "hide_pixels", "like_format"]
+
+
+class MapLayer(Layer):
+    """A layer on maps: a subclass sets ``dim``, perhaps ``num_axes``, and says in ``respond`` what it makes of a map.
+
+    Attributes:
+        dim: C of what comes in.
+        num_axes: A, the number of axes; None: any from one to three.
+    """
+
+    dim: int
+    num_axes: int | None = 2
+
+    def respond(
+        self,
+        x: Tensor,
+        source: Tensor,
+        *,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """What the layer makes of an admitted map; every mechanism has its own.
+
+        Args:
+            x: what asks, (B, C, n_1, ..., n_A); pixels that neither ask nor are asked are exactly 0.
+            source: what is asked: x itself, or a context, whose masked pixels are exactly 0.
+            key_mask: Bool (B, m_1, ..., m_A) of the source, or None where all pixels take part.
+            query_mask: Bool (B, n_1, ..., n_A) of x, or None.
+            generator: the source of everything random.
+
+        Returns:
+            y, or (y, aux) where there is something to tell. What stands at masked queries does not matter.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no respond")
+
+    def answered(self, query_mask: Tensor) -> Tensor | None:
+        """The mask of y's pixels; a layer whose output has another size says here which of them are real."""
+        return query_mask
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        generator: Generator | None = None,
+        return_aux: bool = False,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """Attend within a map, or from it to a context where the card says so.
+
+        Args:
+            x: (B, C, n_1, ..., n_A), in any memory format, which the output has as well.
+            context: (B, C, m_1, ..., m_A), another map that is asked.
+            key_mask: Bool, True for pixels of what is asked that take part, (B, m_1, ..., m_A).
+            query_mask: Bool (B, n_1, ..., n_A), True for pixels that ask; without a context each mask is the default
+                for the other.
+            segments: refused: a map is no row of documents.
+            generator: the source of everything random.
+            return_aux: also return what else there is to tell.
+
+        Returns:
+            y, 0 for masked queries; with ``return_aux`` (y, dict of tensors).
+
+        Raises:
+            ValueError, TypeError: shapes or masks that do not fit.
+            UnsupportedError: segments, a context or a mask that this mechanism cannot have.
+        """
+        x, source, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
+        out = self.respond(x, source, key_mask=key_mask, query_mask=query_mask, generator=generator)
+        y, aux = out if isinstance(out, tuple) else (out, {})
+        y = like_format(hide_pixels(y, None if query_mask is None else self.answered(query_mask)), x)
+        return (y, aux) if return_aux else y
+
+    def admit(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """What asks and what is asked, with masked pixels set to 0, and the mask of each; the rest is refused."""
+        name = self.mechanism or type(self).__name__
+        if segments is not None:
+            raise UnsupportedError(f"{name} attends within maps: it takes no segments")
+        if context is not None and not self.card.cross:
+            raise UnsupportedError(f"{name} attends within one map: it takes no context")
+        reason = self.card.refuses.get("key_mask", "")
+        if reason and (key_mask is not None or query_mask is not None):
+            raise UnsupportedError(f"{name} takes no masks: {reason}")
+        source = x if context is None else context
+        _check_map(x, self.dim, self.num_axes, "x")
+        if context is not None:
+            _check_map(context, self.dim, x.ndim - 2, "context")
+        if source.shape[0] != x.shape[0]:
+            raise ValueError(f"x and context hold {len(x)} and {len(source)} maps, the numbers must be equal")
+        _check_pixels(key_mask, source, "key_mask")
+        _check_pixels(query_mask, x, "query_mask")
+        if context is not None:
+            return hide_pixels(x, query_mask), hide_pixels(source, key_mask), key_mask, query_mask
+        key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
+        x = hide_pixels(x, None if key_mask is None or query_mask is None else key_mask | query_mask)
+        return x, x, key_mask, query_mask
+
+
+class MapAttention(MapLayer):
+    """Any core between four projections, on the pixels of a map in row-major order.
+
+    Args:
+        dim: C.
+        num_heads: H.
+        core: what happens between the projections.
+        num_axes: A; None: any.
+        options: those of :class:`regard.layers.MultiHead`.
+
+    Example:
+        >>> import regard
+        >>> layer = MapAttention(12, 3, regard.core("linear_transformer", head_dim=4))
+        >>> layer(torch.randn(2, 12, 5, 7)).shape
+        torch.Size([2, 12, 5, 7])
+    """
+
+    def __init__(self, dim: int, num_heads: int, core: Core, num_axes: int | None = 2, **options: Any) -> None:
+        super().__init__()
+        self.dim, self.num_axes = dim, num_axes
+        self.card: Card = core.card
+        self.mechanism = core.mechanism
+        self.pixels = MultiHead(dim, num_heads, core, **options)
+
+    def reset_parameters(self) -> None:
+        """As the layer on sequences does."""
+        self.pixels.reset_parameters()
+
+    def respond(
+        self,
+        x: Tensor,
+        source: Tensor,
+        *,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Flatten, attend, and put every pixel back."""
+        masks = {
+            name: None if mask is None else mask.flatten(1)
+            for name, mask in (("key_mask", key_mask), ("query_mask", query_mask))
+        }
+        context = None if source is x else source.flatten(2).mT
+        y, aux = self.pixels(x.flatten(2).mT.contiguous(), context, **masks, generator=generator, return_aux=True)
+        return y.mT.unflatten(-1, x.shape[2:]), aux
+
+
+def hide_pixels(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (B, C, *grid) with the pixels that a mask Bool (B, *grid) leaves out set to exactly 0, NaN too.
+
+    Example:
+        >>> hide_pixels(torch.ones(1, 1, 2), torch.tensor([[True, False]])).tolist()
+        [[[1.0, 0.0]]]
+    """
+    return x if mask is None else x.masked_fill(~mask[:, None], 0.0)
+
+
+def like_format(y: Tensor, x: Tensor) -> Tensor:
+    """y in the memory format of x: channels last where x is so, else contiguous.
+
+    Example:
+        >>> x = torch.ones(1, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+        >>> like_format(torch.ones(1, 3, 2, 2), x).stride()
+        (12, 1, 6, 3)
+    """
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(y.ndim)
+    if last is None or x.ndim != y.ndim or x.is_contiguous() or not x.is_contiguous(memory_format=last):
+        return y.contiguous()
+    return y.contiguous(memory_format=last)
+
+
+def _check_map(x: Tensor, dim: int, axes: int | None, name: str) -> None:
+    """Refuse what is no (batch, dim, sides)."""
+    fits = x.ndim in (3, 4, 5) if axes is None else x.ndim == axes + 2
+    if not fits or x.shape[1] != dim:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}, expected (batch, {dim}, {_sides(axes)})")
+    if 0 in x.shape[2:]:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}: a map without pixels")
+
+
+def _sides(axes: int | None) -> str:
+    return "one to three sides" if axes is None else ", ".join(f"n_{axis + 1}" for axis in range(axes))
+
+
+def _check_pixels(mask: Tensor | None, x: Tensor, name: str) -> None:
+    """Refuse what is no Bool of the map's pixels."""
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"{name} is {mask.dtype}: pass Bool, True for pixels that take part, e.g. {name}.bool()")
+    expected: Sequence[int] = (x.shape[0], *x.shape[2:])
+    if mask.shape != expected:
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but the pixels are {tuple(expected)}: (batch, *sides)")

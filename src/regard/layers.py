@@ -236,8 +236,8 @@ class MultiHead(Layer):
         """What asks and what is asked, with padding set to 0, and the mask of each."""
         self._check(x, context, segments)
         source = x if context is None else context
-        check_mask(key_mask, *source.shape[:2])
-        check_mask(query_mask, *x.shape[:2], name="query_mask")
+        check_mask(key_mask, source.shape[0], source.shape[1])
+        check_mask(query_mask, x.shape[0], x.shape[1], "query_mask")
         if context is None:
             key_mask = query_mask if key_mask is None else key_mask
             query_mask = key_mask if query_mask is None else query_mask
@@ -256,7 +256,7 @@ class MultiHead(Layer):
                 raise UnsupportedError("rotary positions need one origin: they are for self-attention, without context")
             if segments is not None:
                 raise UnsupportedError("segments divide one sequence: they are for self-attention, without context")
-        check_segments(segments, *x.shape[:2])
+        check_segments(segments, x.shape[0], x.shape[1])
 
     def _project(self, x: Tensor, source: Tensor, places: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, N, D), keys and values (B, G, M, D), repeated to H heads where the core wants it."""

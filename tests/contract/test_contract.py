@@ -218,6 +218,10 @@ FAULTS = {
         lambda case: maps.test_an_exact_map_is_what_the_layer_does(case, True),
     ),
     "hears from padding": ([drops(MultiHead, "key_mask")], maps.test_every_layer_has_a_jacobian),
+    "hears from masked pixels": (
+        [drops(MapLayer, "key_mask")],
+        lambda case: maps.test_every_layer_on_maps_has_a_jacobian(named("axial-0-layer")),
+    ),
     "tells strange names": (
         [around(MultiHead, "forward", strangely_named)],
         lifecycle.test_aux_is_a_flat_dict_of_named_tensors,
@@ -302,6 +306,7 @@ def test_no_test_is_left_out():
     }
     exempt = {  # they need another kind of case
         "test_a_context_is_refused",
+        "test_an_exact_map_of_pixels_is_what_the_layer_does",
         "test_masks_are_refused_where_they_mean_nothing",
         "test_unknown_names_name_the_nearest",
     }

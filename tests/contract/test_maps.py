@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from regard.inspect import attention_map
-from tests.contract.cases import SEQUENCES
+from tests.contract.cases import MAPS, SEQUENCES
 
 WIDTH = 3
 """Of the values that are weighed: not the one that the layer projects to."""
@@ -17,6 +17,7 @@ def weighs(case):
 
 
 WEIGHING = [case for case in SEQUENCES if weighs(case)]
+WEIGHING_PIXELS = [case for case in MAPS if weighs(case)]
 
 
 def each(cases):
@@ -80,3 +81,33 @@ def test_every_layer_has_a_jacobian(case):
     assert not rows[~keep].any()
     assert not found[:, 0].mT[~keep].any()
     assert attention_map(layer, x).kind == ("exact" if case in WEIGHING else "jacobian")
+
+
+def pixels_of(case):
+    """A layer and a map with a few pixels of padding."""
+    layer = case.build().double()
+    x = torch.randn(2, layer.dim, *(4, 5, 2)[: layer.num_axes or 2], dtype=torch.float64)
+    keep = torch.ones(2, *x.shape[2:], dtype=torch.bool)
+    keep[1, ..., -1:] = False
+    return layer, x, {} if "key_mask" in layer.card.refuses else {"key_mask": keep}
+
+
+@each(WEIGHING_PIXELS)
+def test_an_exact_map_of_pixels_is_what_the_layer_does(case):
+    layer, x, options = pixels_of(case)
+    weights = attention_map(layer, x, kind="exact", **options).tensor
+    values = torch.randn(2, weights.shape[1], weights.shape[3], WIDTH, dtype=torch.float64)
+    assert_close(layer.weigh(x, values, **options), weights @ values, rtol=0, atol=1e-10)
+    if options:
+        assert not weights[1].mT[:, ~options["key_mask"][1].flatten()].any(), "a masked key has weight 0"
+
+
+@each(MAPS)
+def test_every_layer_on_maps_has_a_jacobian(case):
+    layer, x, options = pixels_of(case)
+    found = attention_map(layer, x, kind="jacobian", **options).tensor
+    rows = found.sum(-1)[:, 0]
+    assert (((rows - 1).abs() < 1e-5) | (rows == 0)).all()
+    if options:
+        assert not found[1, 0].mT[~options["key_mask"][1].flatten()].any()
+    assert attention_map(layer, x, **options).kind == ("exact" if case in WEIGHING_PIXELS else "jacobian")

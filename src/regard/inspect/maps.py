@@ -8,8 +8,11 @@ Two answers, and the kind is always shown with them:
   more), and weights may be negative (Nystromformer): they are shown as they are.
 - "jacobian": J_ij = ||dy_i / dx_j||_F, the Frobenius norm over the features of the layer's output and input, rows
   scaled to sum 1. It answers for any module, in one head, and also counts what x_j does as a query or key.
+
+The pixels of maps (B, C, H, W) are its tokens, row by row.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -97,18 +100,19 @@ def attention_map(
     Args:
         layer: one of ours for "exact"; for "jacobian" any module or function (B, N, C) -> (B, N, C'); of several
             things that it returns the first tensor is taken.
-        x: what asks, (B, N, C).
-        context: what is asked, (B, M, C), where it is another sequence.
+        x: what asks, (B, N, C), or a map (B, C, H, W) of any number of axes.
+        context: what is asked, (B, M, C) or a map, where it is another one.
         key_mask, query_mask, segments: as the layer takes them.
         kind: "exact", "jacobian", or None: exact where the layer has weights, else the Jacobian.
         generator: as the layer takes it.
 
     Returns:
-        A map of (B, H, N, M), H = 1 for "jacobian". Masked queries have rows of 0, masked keys columns of 0.
+        A map of (B, H, N, M), H = 1 for "jacobian". Masked queries have rows of 0, masked keys columns of 0. The row
+        of the pixel in row r and column c is number r W + c; ``.unflatten(-1, (H, W))`` makes pictures of rows.
 
     Raises:
         UnsupportedError: ``kind="exact"`` of a layer without weights, or what the layer itself refuses.
-        ValueError: x is no (batch, length, dim), or the kind is unknown.
+        ValueError: x is neither (batch, length, dim) nor a map, or the kind is unknown.
 
     Example:
         >>> import regard
@@ -121,9 +125,11 @@ def attention_map(
     """
     if kind not in (None, *get_args(Kind)):
         raise ValueError(f'kind={kind!r} is none of None, "exact" and "jacobian"')
-    for name, tokens in (("x", x), ("context", context)):
-        if tokens is not None and tokens.ndim != 3:
-            raise ValueError(f"{name} has shape {tuple(tokens.shape)}, expected (batch, length, dim)")
+    for name, side in (("x", x), ("context", context)):
+        if side is not None and (side.ndim < 3 or side.ndim != x.ndim):
+            raise ValueError(
+                f"{name} has shape {tuple(side.shape)}, expected (batch, length, dim), or (batch, dim, *sides)"
+            )
     masks = {"key_mask": key_mask, "query_mask": query_mask, "segments": segments}
     given = {name: value for name, value in masks.items() if value is not None}
     with _evaluated(layer):
@@ -167,7 +173,8 @@ def _weights(
     if not hasattr(layer, "weigh"):
         name = getattr(layer, "mechanism", "") or type(layer).__name__
         raise UnsupportedError(f'{name} has no weights to show: ask for kind="jacobian"')
-    length = (x if context is None else context).shape[1]
+    source = x if context is None else context
+    length = math.prod(source.shape[2:]) if _on_maps(layer, source) else source.shape[1]
     identity = torch.eye(length, device=x.device, dtype=x.dtype)
     columns: list[Tensor] = []
     with torch.no_grad():
@@ -191,12 +198,19 @@ def _jacobian(
         # leaves of their own: a module may be asked under no_grad, in inference mode, or with an x from a graph
         with torch.inference_mode(False), torch.enable_grad(), _same_draws(x, generator) as draws:
             sides = [side[row : row + 1].detach().clone() for side in (x, context) if side is not None]
-            source = sides[-1].requires_grad_()
+            grid = sides[-1].shape[2:] if _on_maps(layer, x) else None
+            source = (sides[-1] if grid is None else sides[-1].flatten(2).mT).requires_grad_()
+            sides[-1] = source if grid is None else source.mT.unflatten(-1, grid)
             y = first_tensor(layer(*sides, **own, **({} if draws is None else {"generator": draws})))
-            rows.append(_slopes(y, source))
+            rows.append(_slopes(y if grid is None else y.flatten(2).mT, source))
     norms = torch.stack(rows)[:, None]
     total = norms.sum(-1, keepdim=True)
     return (norms / total.where(total > 0, 1.0)).to(x.dtype)
+
+
+def _on_maps(layer: Any, x: Tensor) -> bool:
+    """Whether x is a map: by its axes, or by the layer's card for maps of one axis."""
+    return x.ndim > 3 or getattr(getattr(layer, "card", None), "data", "") == "map"
 
 
 def _slopes(y: Float[Tensor, "1 N Cy"], source: Float[Tensor, "1 M Cx"]) -> Float[Tensor, "N M"]:

@@ -1,5 +1,6 @@
 """Small tensors that many tests use."""
 
+import pytest
 import torch
 
 
@@ -19,3 +20,9 @@ def heads_first(
     key_mask = torch.rand(batch, m, generator=generator) < keep
     key_mask[torch.arange(batch), torch.randint(m, (batch,), generator=generator)] = True
     return q, k, v, key_mask
+
+
+def some_daily(values, count):
+    """Parameters, of which those after the first ``count`` are slow tests, run before a release."""
+    for number, value in enumerate(values):
+        yield pytest.param(value, marks=() if number < count else pytest.mark.slow)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import regard
 from regard.patterns import Causal, Global, Segments, Window
 from regard.scores import Bias, Dot, Relative, Slope, SoftCap
+from tests.samples import some_daily
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own forward-mode rules use it
 DOUBLE = {"dtype": torch.float64}
@@ -61,18 +62,18 @@ def test_compiles_once_for_all_lengths(compile_once):
         assert_close(found, expected)
 
 
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda q, k, v, mask: regard.attend(q, k, v),
-        lambda q, k, v, mask: regard.attend(q, k, v, is_causal=True, key_mask=mask),
-        lambda q, k, v, mask: regard.attend(q, k, v, Window(3) & Causal(), score=Slope()),
-        lambda q, k, v, mask: regard.attend(q, k, v, score=Dot(q, torch.ones(1, 9, 8), Relative(4)), scale=0.3),
-        lambda q, k, v, mask: regard.attend(q, k[..., 1:, :], v[..., 1:, :], is_causal=True, q_offset=0),
-        lambda q, k, v, mask: regard.attend(q, k, v, Segments(mask.long().cumsum(-1)), attn_mask=q[..., :1] > 0),
-        lambda q, k, v, mask: regard.attend(q, k, v, attn_mask=(q @ k.mT).detach(), engine="dense"),
-    ],
+WHOLE = (
+    lambda q, k, v, mask: regard.attend(q, k, v, Window(3) & Causal(), score=Slope(), key_mask=mask),
+    lambda q, k, v, mask: regard.attend(q, k, v, score=Dot(q, torch.ones(1, 9, 8), Relative(4)), scale=0.3),
+    lambda q, k, v, mask: regard.attend(q, k, v, Segments(mask.long().cumsum(-1)), attn_mask=q[..., :1] > 0),
+    lambda q, k, v, mask: regard.attend(q, k, v),
+    lambda q, k, v, mask: regard.attend(q, k, v, is_causal=True, key_mask=mask),
+    lambda q, k, v, mask: regard.attend(q, k[..., 1:, :], v[..., 1:, :], is_causal=True, q_offset=0),
+    lambda q, k, v, mask: regard.attend(q, k, v, attn_mask=(q @ k.mT).detach(), engine="dense"),
 )
+
+
+@pytest.mark.parametrize("function", [*some_daily(WHOLE, 3)])
 def test_compiles_whole(compile_once, function):
     compiled = compile_once(function)
     for n in (11, 18):

@@ -53,7 +53,7 @@ def test_a_state_dict_carries_everything(case):
 
 
 @pytest.mark.parametrize("case", [*first_of_each([case for case in SEQUENCES if case.card.export])])
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "masked"])
 def test_export_with_dynamic_length(case, masked):
     layer = case.build()
 

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from regard.inspect import attention_map
-from tests.contract.cases import MAPS, SEQUENCES
+from tests.contract.cases import MAPS, SEQUENCES, first_of_each
 
 WIDTH = 3
 """Of the values that are weighed: not the one that the layer projects to."""
@@ -71,7 +71,7 @@ def test_an_exact_map_is_what_the_layer_does(case, masked):
     assert torch.stack(gaps).amin(0).max() < 1e-10
 
 
-@each(SEQUENCES)
+@pytest.mark.parametrize("case", [*first_of_each(SEQUENCES)])
 def test_every_layer_has_a_jacobian(case):
     layer = case.build()
     x, keep = torch.randn(2, 5, layer.dim), torch.arange(5) < torch.tensor([[5], [3]])
@@ -102,7 +102,7 @@ def test_an_exact_map_of_pixels_is_what_the_layer_does(case):
         assert not weights[1].mT[:, ~options["key_mask"][1].flatten()].any(), "a masked key has weight 0"
 
 
-@each(MAPS)
+@pytest.mark.parametrize("case", [*first_of_each(MAPS)])
 def test_every_layer_on_maps_has_a_jacobian(case):
     layer, x, options = pixels_of(case)
     found = attention_map(layer, x, kind="jacobian", **options).tensor

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.contract.cases import CASES, LAYERS, SEQUENCES
+from tests.contract.cases import CORES, LAYERS, SEQUENCES, first_of_each
 
 TINY = 5
 """Tokens for gradcheck, whose cost grows with their number."""
@@ -30,7 +30,9 @@ def test_parameters_are_made_where_asked(case):
     assert {tensor.device.type for tensor in layer.state_dict().values()} <= {"meta"}
 
 
-@each([case for case in CASES if case.card.smooth])
+@pytest.mark.parametrize(
+    "case", [param for cases in (LAYERS, CORES) for param in first_of_each([c for c in cases if c.card.smooth])]
+)
 def test_gradcheck(case):
     module = case.build().double()
     subject = case.subject(module)

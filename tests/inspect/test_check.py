@@ -162,6 +162,7 @@ def test_torch_encoder_layer_with_a_causal_mask_is_strict():
     assert failed(encoder(), {"src": tokens()}, causal="strict", **MASKED) == {"causality", "prefix"}
 
 
+@pytest.mark.slow
 def test_torch_encoder_with_nested_tensors():
     stack = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 24, batch_first=True), 2)
     assert failed(stack, rules=RULES, **MASKED) == set()  # compiled, padding holds other values, which is nobody's loss

@@ -52,6 +52,7 @@ def test_vmap():
     assert_close(torch.vmap(one)(q, k, v), causal_products(q, k, v, before)[0])
 
 
+@pytest.mark.slow
 def test_one_graph_for_all_lengths():
     torch._dynamo.reset()
     compiled = torch.compile(causal_products, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -13,14 +13,14 @@ def compiling(subject: Subject) -> Row:
     """torch.compile(fullgraph=True) gives the same; other lengths cost one recompilation at most, also with a mask."""
     if subject.card is not None and not subject.card.compile:
         return skip("compile", "the card does not claim it")
-    row = _compiled(subject, masked=False)
+    row = compiled(subject, masked=False)
     if row.verdict == "pass" and subject.axes and subject.takes_mask:
-        masked = _compiled(subject, masked=True)
+        masked = compiled(subject, masked=True)
         return masked if masked.verdict != "pass" else row
     return row
 
 
-def _compiled(subject: Subject, *, masked: bool) -> Row:
+def compiled(subject: Subject, *, masked: bool) -> Row:
     """Three lengths: in training, or in inference with a mask."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -30,12 +30,12 @@ def _compiled(subject: Subject, *, masked: bool) -> Row:
     torch.compiler.reset()
     backend: Any = CompileCounterWithBackend("aot_eager")
     try:
-        compiled: Any = torch.compile(subject.module, fullgraph=True, backend=backend)
+        module: Any = torch.compile(subject.module, fullgraph=True, backend=backend)
         for drop in drops:
             inputs = subject.cut(drop)
             keep = subject.real(inputs) if masked else None
             with torch.set_grad_enabled(not masked):
-                got = subject(inputs, keep=keep, module=compiled).detach()
+                got = subject(inputs, keep=keep, module=module).detach()
             expected = subject(inputs, keep=keep)
             if keep is not None:
                 got, expected = subject.at_real(got, keep), subject.at_real(expected, keep)

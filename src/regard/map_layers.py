@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from regard.layers import MultiHead
 from regard.registry import Card, Core, Layer, UnsupportedError
 
-__all__ = ["MapAttention", "MapLayer", "hide_pixels", "like_format"]
+__all__ = ["MapAttention", "MapLayer", "hide_pixels", "like_format", "pixels_of"]
 
 
 class MapLayer(Layer):
@@ -163,9 +163,22 @@ class MapAttention(MapLayer):
             name: None if mask is None else mask.flatten(1)
             for name, mask in (("key_mask", key_mask), ("query_mask", query_mask))
         }
-        context = None if source is x else source.flatten(2).mT
-        y, aux = self.pixels(x.flatten(2).mT.contiguous(), context, **masks, generator=generator, return_aux=True)
+        context = None if source is x else pixels_of(source)
+        y, aux = self.pixels(pixels_of(x), context, **masks, generator=generator, return_aux=True)
         return y.mT.unflatten(-1, x.shape[2:]), aux
+
+
+def pixels_of(x: Tensor) -> Tensor:
+    """x (B, C, *grid) as rows (B, N, C), one for each pixel, in one piece of memory.
+
+    With ``x.flatten(2).mT`` the gradient of a single map would come back with a stride of its batch axis that the batch
+    norm of torch 2.13 misreads on the CPU.
+
+    Example:
+        >>> pixels_of(torch.arange(6.0).view(1, 2, 3)).tolist()
+        [[[0.0, 3.0], [1.0, 4.0], [2.0, 5.0]]]
+    """
+    return x.movedim(1, -1).flatten(1, -2).contiguous()
 
 
 def hide_pixels(x: Tensor, mask: Tensor | None) -> Tensor:

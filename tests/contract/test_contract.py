@@ -82,6 +82,10 @@ def strangely_named(forward, self, *arguments, return_aux=False, **options):
     return (y, {"entropy": y.sum()}) if return_aux else y
 
 
+def strangely_strided(forward, self, x, **options):
+    return forward(x.flatten(2).mT.contiguous().mT.unflatten(2, x.shape[2:]), **options)
+
+
 def of_maps(change):
     return around(MapLayer, "forward", lambda forward, self, x, *a, **k: change(forward(x, *a, **k), x))
 
@@ -258,6 +262,10 @@ FAULTS = {
     "ignores a second map": (
         [around(MapLayer, "forward", lambda forward, self, x, context=None, **o: forward(x, **o))],
         lambda case: map_layers.test_a_second_map_may_have_another_size(named("kronecker-0-layer")),
+    ),
+    "a strange gradient": (
+        [around(MapLayer, "forward", strangely_strided)],
+        map_layers.test_the_gradient_of_a_single_map_passes_a_norm_before_it,
     ),
     "maps start too large": ([of_maps(lambda y, x: 1e4 * y)], map_layers.test_maps_start_in_range),
     "maps tell strange names": (

@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from regard.registry import UnsupportedError
 from tests.contract.cases import MAPS, first_of_each
 
+NORMS = {2: torch.nn.BatchNorm2d, 3: torch.nn.BatchNorm3d}
 SIDES = ((5, 8, 3), (9, 4, 6))
 """Odd, and not square; of them the first axes are taken."""
 
@@ -75,6 +76,16 @@ def test_channels_last_stays_channels_last(case):
     y, again = layer(x), layer(x.contiguous(memory_format=last(layer)))
     assert_close(again, y, rtol=1e-5, atol=1e-5)
     assert again.ndim != x.ndim or again.is_contiguous(memory_format=last(layer))
+
+
+@each([case for case in MAPS if axes(case.build()) in NORMS])
+def test_the_gradient_of_a_single_map_passes_a_norm_before_it(case):
+    """Batch norm on the CPU misreads some strides of a single map's gradient, which no layer may leave behind."""
+    layer = case.build()
+    norm = NORMS[axes(layer)](layer.dim, eps=0.0).eval()  # changes nothing
+    x = maps(layer, SIDES[0], 1).requires_grad_()
+    plain, behind = (torch.autograd.grad(y.square().sum(), x)[0] for y in (layer(x), layer(norm(x))))
+    assert_close(behind, plain, rtol=1e-4, atol=1e-5)
 
 
 @each(MASKED)

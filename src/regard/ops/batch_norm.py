@@ -65,6 +65,8 @@ class MapBatchNorm(TokenBatchNorm):
     ) -> Float[Tensor, "B C *grid"]:
         """Normalise each feature; ``mask``: True for pixels that count, the others become anything finite."""
         if mask is None or not self.training:
-            return nn.BatchNorm1d.forward(self, input)
+            # for a single map, torch 2.13 reads a gradient with features last as if it lay otherwise, on the CPU
+            lines = input.flatten(2) if input.shape[0] == 1 and input.ndim > 3 else input
+            return nn.BatchNorm1d.forward(self, lines).view_as(input)
         pixels = input.movedim(1, -1)
         return self._masked(pixels.flatten(0, -2), mask.flatten()).view(pixels.shape).movedim(-1, 1)

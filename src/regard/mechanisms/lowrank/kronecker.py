@@ -23,7 +23,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import head_width
-from regard.map_layers import MapLayer
+from regard.map_layers import MapLayer, pixels_of
 from regard.ops.line_means import line_means, outer_sum
 from regard.registry import Card, Sample, UnsupportedError, register
 
@@ -181,7 +181,7 @@ class Kronecker(MapLayer):
         q, k, v = (
             linear(t).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for linear, t in (
-                (self.q_proj, tokens if lines else x.flatten(2).mT),
+                (self.q_proj, tokens if lines else pixels_of(x)),
                 (self.k_proj, tokens),
                 (self.v_proj, tokens),
             )

@@ -1,0 +1,1 @@
+"""Channels and places of a map are weighed."""

@@ -33,8 +33,8 @@ def test_weights_of_pixels():
     layer, x = map_attention("linear_transformer", dim=12, num_heads=3), maps(2, 3)
     values = torch.randn(2, 3, 6, 4)
     assert_close(layer.weigh(x, values), layer.layer.weigh(x.flatten(2).mT, values))
-    with pytest.raises(UnsupportedError, match="talk_convolutions has no weights to show"):
-        map_attention("talk_convolutions", dim=12, num_heads=3).weigh(x, values)
+    with pytest.raises(UnsupportedError, match="set_transformer has no weights to show"):
+        map_attention("set_transformer", dim=12, num_heads=3).weigh(x, values)
 
 
 def test_a_layer_on_maps_stays_what_it_is():

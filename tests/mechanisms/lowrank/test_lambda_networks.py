@@ -129,6 +129,7 @@ def test_starts_as_in_the_paper():
     ):
         assert abs(weight.std().item() / expected - 1) < 0.1
     assert LambdaNetworks(8).table.shape == (16, 1, 23, 23)
+    assert LambdaNetworks(8, grid=(3, 5)).table.shape == (16, 1, 5, 9)
 
 
 def test_refusals():

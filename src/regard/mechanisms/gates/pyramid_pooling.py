@@ -55,10 +55,8 @@ def bin_means(x: Float[Tensor, "B C H W"], bins: Sequence[int]) -> list[Float[Te
         ([1.5], [0.0, 1.0, 2.0, 3.0])
     """
     columns = torch.cat([bin_shares(x.shape[3], b, x) for b in bins])
-    if x.is_contiguous():
-        cut = x @ columns.mT
-    else:  # channels last: a product with each row as it lies
-        cut = (columns @ x.movedim(1, -1)).movedim(-1, 1)
+    last = not x.is_contiguous()  # channels last: a product with each row as it lies
+    cut = (columns @ x.movedim(1, -1)).movedim(-1, 1) if last else x @ columns.mT
     parts = cut.split(list(bins), -1)
     return [bin_shares(x.shape[2], b, x) @ part for b, part in zip(bins, parts, strict=True)]
 
@@ -246,10 +244,10 @@ class PyramidPooling(MapLayer):
     ) -> Tensor:
         """(B, C + k d, H, W) from (B, C, H, W); see :class:`regard.map_layers.MapLayer`."""
         sides = list(x.shape[2:])
-        told = [
-            F.interpolate(like_format(branch(means), x), sides, mode="bilinear", align_corners=True)
-            for branch, means in zip(self.branches, bin_means(x, self.bins), strict=True)
-        ]
+        told: list[Tensor] = []
+        for branch, means in zip(self.branches, bin_means(x, self.bins), strict=True):
+            grid = like_format(branch(means), x)  # and again below: a grid of one pixel has no format
+            told.append(like_format(F.interpolate(grid, sides, mode="bilinear", align_corners=True), x))
         return torch.cat((x, *told), 1)
 
     def extra_repr(self) -> str:

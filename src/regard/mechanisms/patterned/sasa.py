@@ -313,7 +313,7 @@ def _means(y: Float[Tensor, "B C Y X"], stride: int, mask: Bool[Tensor, "B Y X"]
     if stride == 1:
         return y
     if mask is None:
-        return F.avg_pool2d(y, stride, ceil_mode=True, count_include_pad=False)
+        return F.avg_pool2d(y, stride, ceil_mode=True)
     total, share = (F.avg_pool2d(t, stride, ceil_mode=True) for t in (hide_pixels(y, mask), mask[:, None].to(y.dtype)))
     return total / share.clamp(min=stride**-2)
 

@@ -8,22 +8,34 @@ if TYPE_CHECKING:
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
     from regard.models.bpt import BPT as BPT
+    from regard.models.by_name import load_by_name as load_by_name
     from regard.models.compressive_transformer import CompressiveTransformer as CompressiveTransformer
     from regard.models.decoding import generate as generate
+    from regard.models.deep_sets import DeepSets as DeepSets
     from regard.models.forecaster import TransformerForecaster as TransformerForecaster
     from regard.models.informer import Informer as Informer
     from regard.models.linformer import Linformer as Linformer
     from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
+    from regard.models.map_transformer import MapClassifier as MapClassifier
+    from regard.models.map_transformer import MapSegmenter as MapSegmenter
     from regard.models.memformer import Memformer as Memformer
     from regard.models.nystromformer import Nystromformer as Nystromformer
+    from regard.models.on_maps import map_attention as map_attention
     from regard.models.performer import Performer as Performer
     from regard.models.pkm_transformer import PKMTransformer as PKMTransformer
+    from regard.models.plugs import Plug as Plug
+    from regard.models.pooler import TransformerPooler as TransformerPooler
     from regard.models.reformer import Reformer as Reformer
+    from regard.models.residual_network import ResNet as ResNet
+    from regard.models.resnet_family import resnet as resnet
     from regard.models.reversible import ChunkedFeedForward as ChunkedFeedForward
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
     from regard.models.reversible import ReversibleSequence as ReversibleSequence
     from regard.models.routing_transformer import RoutingTransformer as RoutingTransformer
+    from regard.models.segmenter import Segmenter as Segmenter
+    from regard.models.segmenter import segmentation_loss as segmentation_loss
+    from regard.models.set_transformer import SetTransformer as SetTransformer
     from regard.models.slim_performer import SlimPerformerLM as SlimPerformerLM
     from regard.models.transformer import TransformerClassifier as TransformerClassifier
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
@@ -35,19 +47,29 @@ _FILES = {
     "bert": ("BertEncoder",),
     "bigbird_encoder": ("BigBirdEncoder",),
     "bpt": ("BPT",),
+    "by_name": ("load_by_name",),
     "compressive_transformer": ("CompressiveTransformer",),
     "decoding": ("generate",),
+    "deep_sets": ("DeepSets",),
     "forecaster": ("TransformerForecaster",),
     "informer": ("Informer",),
     "linformer": ("Linformer",),
     "longformer_encoder": ("LongformerEncoder",),
+    "map_transformer": ("MapClassifier", "MapSegmenter"),
     "memformer": ("Memformer",),
     "nystromformer": ("Nystromformer",),
+    "on_maps": ("map_attention",),
     "performer": ("Performer",),
     "pkm_transformer": ("PKMTransformer",),
+    "pooler": ("TransformerPooler",),
     "reformer": ("Reformer",),
+    "plugs": ("Plug",),
+    "residual_network": ("ResNet",),
+    "resnet_family": ("resnet",),
     "reversible": ("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"),
     "routing_transformer": ("RoutingTransformer",),
+    "segmenter": ("Segmenter", "segmentation_loss"),
+    "set_transformer": ("SetTransformer",),
     "slim_performer": ("SlimPerformerLM",),
     "transformer": ("TransformerClassifier", "TransformerEncoder", "TransformerLM"),
     "transformer_2017": ("Transformer",),

@@ -63,6 +63,12 @@ def test_pixels_that_ask_need_not_be_pooled():
     assert_close(y, (x + offset[..., None, None]) * queries[:, None], rtol=0, atol=1e-12)
 
 
+def test_where_no_pixel_counts_none_has_a_weight():
+    mask = torch.tensor([[True, False], [False, False]])
+    weights = context_weights(random(2, 3, 2), random(3), key_mask=mask)
+    assert weights.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+
+
 def test_a_map_with_one_row_of_weights():
     layer, x = GlobalContext(4, 0.5).double(), random(2, 4, 3, 2)
     weights = layer.weigh(x, torch.eye(6, dtype=torch.float64)[None, None])

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer, hide_pixels
+from regard.map_layers import MapLayer
 from regard.ops.masks import check_values, hide_rows
 from regard.registry import Card, Sample, register
 
@@ -163,8 +163,7 @@ class GlobalContext(MapLayer):
         generator: Generator | None,
     ) -> Tensor:
         """Pool, transform and fuse; see :class:`regard.map_layers.MapLayer`."""
-        pixels = hide_pixels(x, key_mask).flatten(2)
-        context = (pixels @ self._weights(x, key_mask)[..., None].to(x.dtype)).squeeze(-1)
+        context = (x.flatten(2) @ self._weights(x, key_mask)[..., None].to(x.dtype)).squeeze(-1)
         shape = (*context.shape, *[1] * (x.ndim - 2))
         y = x if self.mul is None else x * self.mul(context).sigmoid().view(shape)
         return y if self.add is None else y + self.add(context).view(shape)

@@ -16,14 +16,17 @@ START, END = "<!-- mechanisms: made by tools/readme.py -->", "<!-- end of mechan
 
 def table() -> str:
     """One row a mechanism."""
-    rows = ["| name | mechanism | causal | cross | decodes | time | what it is for |", "|---|---|---|---|---|---|---|"]
+    rows = [
+        "| name | mechanism | on | causal | cross | decodes | time | what it is for |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name in regard.names():
         card = regard.card(name)
         link = f"[{card.title}, {card.year}](https://arxiv.org/abs/{card.paper.removeprefix('arXiv:')})"
         if not card.paper.startswith("arXiv:"):
             link = f"{card.title}, {card.year}"
         yes = {True: "yes", False: "-"}
-        cells = [f"`{name}`", link, card.causal or "-", yes[card.cross], yes[card.streaming], card.cost, card.summary]
+        cells = [f"`{name}`", link, f"{card.data}s", card.causal or "-", yes[card.cross], yes[card.streaming], card.cost, card.summary]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

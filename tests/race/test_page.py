@@ -251,3 +251,18 @@ def test_a_browser_opens_the_page_without_errors_or_requests(results, tmp_path):
         assert title is not None, told.stderr
         assert title[1] == f"0|true|local:window=8|{signs[0]} (40) to {signs[1]} (7): 0.50|7"
         assert "CONSOLE" not in told.stderr
+
+
+def test_examples_stand_on_the_page_and_nothing_in_them_is_markup(results):
+    assert "What it sees" not in render(results)
+    sight = {"words": EVIL, "picture": "iVBORw0KGgo=", "right": None}
+    results["data"]["gallery"] = {
+        "inputs": [sight], "truths": [sight], "legend": [[EVIL, "#ffffff"]], "looking": "what it takes",
+    }  # fmt: skip
+    results["entrants"][0]["shown"] = {"answers": [sight | {"right": False}], "looked": [sight]}
+    results["entrants"][1]["shown"] = {"error": EVIL}
+    page = render(results)
+    assert "What it sees" in page
+    assert page.count("data:image/png;base64,iVBORw0KGgo=") == 4
+    assert "no answers: " in page
+    assert EVIL not in page

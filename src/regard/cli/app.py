@@ -8,7 +8,9 @@ import typer
 from regard.cli.errors import plain_errors
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-TaskName = Literal["lm", "classify", "listops", "pathfinder", "copy", "recall", "series"]
+TaskName = Literal[
+    "lm", "classify", "listops", "pathfinder", "copy", "recall", "series", "images", "segmentation", "sets", "pixels"
+]  # fmt: skip
 
 app = typer.Typer(
     name="regard",
@@ -30,12 +32,17 @@ def race(
         typer.Option(
             help="Predict the next byte (lm) or name the class of a text (classify); or, on data that is drawn: nested "
             "lists (listops), connected paths (pathfinder), repeating a sequence (copy), looking up pairs (recall); or "
-            "forecast (series) weather or a CSV file with a column of dates. [default: lm]"
+            "forecast (series) weather or a CSV file with a column of dates; or name the class of an image (images): "
+            "clothes, or a folder with a subfolder for each class; or of each pixel (segmentation): coasts from above, "
+            "or a folder with images/ and masks/; or answer for a whole set of points (sets): clusters, max or fashion "
+            "by that word; or predict the next pixel (pixels) of clothes or of a folder of images. [default: lm]"
         ),
     ] = None,
     scale: Annotated[
         Literal["small", "full"] | None,
-        typer.Option(help="Of drawn data: what fits the default budget, or the published benchmark. [default: small]"),
+        typer.Option(
+            help="Of drawn data and images: what fits the default budget, or the published benchmark. [default: small]"
+        ),
     ] = None,
     horizon: Annotated[int | None, typer.Option(help="Steps to forecast, with --task series. [default: 24]")] = None,
     mechanisms: Annotated[
@@ -45,7 +52,11 @@ def race(
         ),
     ] = None,
     length: Annotated[
-        int | None, typer.Option(help="Positions per sequence. [default: 2048 bytes; as the task has it]")
+        int | None,
+        typer.Option(
+            help="Positions per sequence, or the side in pixels to which images are scaled or of the tiles into which "
+            "they are cut. [default: 2048 bytes; as the task has it]"
+        ),
     ] = None,
     budget: Annotated[
         str | None, typer.Option(help="Training time of each entrant, such as 60s or 2m. [default: 14s]")
@@ -57,7 +68,7 @@ def race(
     dim: Annotated[int | None, typer.Option(help="Width of the Transformer. [default: 128]")] = None,
     depth: Annotated[int | None, typer.Option(help="Blocks. [default: 2]")] = None,
     num_heads: Annotated[int | None, typer.Option(help="Heads. [default: 4]")] = None,
-    batch: Annotated[int | None, typer.Option(help="Sequences per step. [default: 1]")] = None,
+    batch: Annotated[int | None, typer.Option(help="Sequences or images per step. [default: 1]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. [default: 0.003]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of shared weights and data order. [default: 0]")] = None,
     device: Annotated[

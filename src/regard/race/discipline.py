@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from regard.registry import Data
 from regard.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ ENCODER_FIELD = (
     *("linear_transformer", "performer", "linformer", "reformer"),
 )
 """The same where everything may be seen at once; for strides a low-rank mixture of the keys, which cannot be causal."""
+
+MAP_FIELD = (
+    *("full", "neighborhood", "halonet", "criss_cross", "axial"),
+    *("efficient_attention", "lambda_networks", "kronecker"),
+)
+"""The same on images. Every pair; a window around each place; blocks with a halo; the row and column of each place;
+rows, then columns; a kernel; weights by position; the means of rows and columns."""
 
 
 _SIZES = {
@@ -53,6 +61,34 @@ def fitted(field: Sequence[str], length: int) -> tuple[str, ...]:
         for name, sizes in _SIZES.items()
     }
     return tuple(f"{name}:{options[name]}" if name in options else name for name in field)
+
+
+_PARTS_OF_SIDE = {
+    "neighborhood": {"kernel": 3},
+    "sasa": {"kernel": 3},
+    "lambda_networks": {"kernel": 3},
+    "halonet": {"block": 4, "halo": 8},
+}
+"""What each looks at, as a part of the side of a map: a third, and so on."""
+
+
+def fitted_to_map(field: Sequence[str], length: int, patch: int) -> tuple[str, ...]:
+    """A field whose windows and blocks suit the map that an image of ``length`` x ``length`` pixels becomes.
+
+    Example:
+        >>> fitted_to_map(("axial", "neighborhood", "halonet"), 28, 2)
+        ('axial', 'neighborhood:kernel=5', 'halonet:block=4,halo=2')
+    """
+    side = -(-length // patch)
+    return tuple(
+        ":".join((name, *([_words(_PARTS_OF_SIDE[name], side)] if name in _PARTS_OF_SIDE else ()))) for name in field
+    )
+
+
+def _words(parts: Mapping[str, int], side: int) -> str:
+    """Options as they are written; a kernel has a middle, so it is odd."""
+    sizes = {option: -(-side // part) | (option == "kernel") for option, part in parts.items()}
+    return ",".join(f"{option}={size}" for option, size in sizes.items())
 
 
 @dataclass(frozen=True)
@@ -107,6 +143,8 @@ class Discipline:
         full: what ``--scale full`` changes of them: the sizes of the published benchmark.
         smoke: what ``--smoke`` changes: seconds instead of minutes, numbers that mean nothing.
         prepare: makes the data.
+        data: what those who race may work on; the first is what the task itself has.
+        patch: of a task on images: the side of the squares of pixels that are one place for the attention.
     """
 
     name: str
@@ -120,3 +158,5 @@ class Discipline:
     full: Mapping[str, Any]
     smoke: Mapping[str, Any]
     prepare: Callable[["Settings"], Prepared]
+    data: tuple[Data, ...] = ("sequence",)
+    patch: int | None = None

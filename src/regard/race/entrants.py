@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from regard.factory import card, create, names
+from regard.models.on_maps import map_attention
 from regard.race.settings import Settings
-from regard.registry import Card
+from regard.registry import Card, Data
 from regard.tasks.documents import InputError
 
 YARDSTICK = "full"
@@ -49,20 +52,24 @@ class Entrant:
     def mark(self, settings: Settings, unit: str) -> str:
         """What must be said wherever the entrant is named; ``unit`` is what a position is, in the plural."""
         if self == CONTROL:
-            each = unit.removesuffix("s")
+            each = unit.removesuffix("s") if settings.discipline.patch is None else "patch"
             return f"the control: each {each} sees only itself, so this is the same model without attention"
         selects = settings.discipline.causal and self.card.causal == "selection"
         return f"causal by selection only: which keys are picked depends on later {unit}" if selects else ""
 
     def arguments(self, settings: Settings) -> dict[str, Any]:
         """The arguments of ``regard.create`` that this race uses."""
-        shared = {"dim": settings.dim, "num_heads": settings.num_heads, "max_length": settings.length}
-        return {**shared, "causal": settings.discipline.causal, **self.options}
+        shared: dict[str, Any] = {"dim": settings.dim, "num_heads": settings.num_heads}
+        if self.card.data != "map":
+            shared |= {"max_length": settings.positions, "causal": settings.discipline.causal}
+        return {**shared, **self.options}
 
     def call(self, settings: Settings) -> str:
         """The exact call that makes this entrant's attention."""
         arguments = "".join(f", {name}={value!r}" for name, value in self.arguments(settings).items())
-        return f'regard.create("{self.name}"{arguments})'
+        on_maps = settings.discipline.data[0] == "map" and self.card.data != "map"
+        make = "regard.models.map_attention" if on_maps else "regard.create"
+        return f'{make}("{self.name}"{arguments})'
 
 
 CONTROL = Entrant("local", {"window": 0})
@@ -85,24 +92,24 @@ def choose(settings: Settings) -> Field:
     Raises:
         InputError: an unknown name, a variant that the mechanism refuses, or sizes that suit nobody.
     """
-    causal, named = settings.discipline.causal, settings.mechanisms
-    wanted = parse(named or settings.discipline.field(settings.length))
+    discipline, named = settings.discipline, settings.mechanisms
+    wanted = parse(named or discipline.field(settings.length))
     entrants, absent = [Entrant(YARDSTICK)], list[tuple[str, str]]()
     for word in wanted:
         group = word.name in ("all", "causal") and not word.options
         for entrant in _group(word.name) if group else [known(word)]:
-            reason = obstacle(entrant, entrant.arguments(settings), causal=causal)
+            reason = _hindrance(entrant, settings)
             if not reason:
                 entrants.append(entrant)
             elif entrant.options:
                 raise InputError(f"{entrant.label} cannot race: {reason}")
             else:
                 absent.append((entrant.label, reason))
-    if settings.discipline.control and not named:
+    if discipline.control and not named:
         entrants.append(CONTROL)
     unique = {entrant.label: entrant for entrant in entrants}
     yardstick = unique[YARDSTICK]
-    if reason := obstacle(yardstick, yardstick.arguments(settings), causal=causal):
+    if reason := _hindrance(yardstick, settings):
         raise InputError(f"{YARDSTICK} cannot race: {reason}")
     return Field(tuple(unique.values()), tuple(dict(absent).items()))
 
@@ -158,20 +165,31 @@ def known(entrant: Entrant) -> Entrant:
     return Entrant(_ALIASES.get(entrant.name, entrant.name), entrant.options)
 
 
-def obstacle(entrant: Entrant, arguments: dict[str, Any], *, causal: bool) -> str:
-    """Why this entrant cannot be a layer on sequences; empty where it can.
+def obstacle(
+    entrant: Entrant,
+    arguments: dict[str, Any],
+    *,
+    causal: bool,
+    data: Sequence[Data] = ("sequence",),
+    sides: Sequence[int] = (),
+) -> str:
+    """Why this entrant cannot be a layer here; empty where it can.
 
     Args:
         entrant: who.
         arguments: those of ``regard.create``; the layer is made once, without memory, to find out.
         causal: it must not look ahead.
+        data: what it may work on; the first is what is there.
+        sides: of a map, on which the layer is tried.
     """
     about = entrant.card
-    if about.data != "sequence":
-        return f"works on {about.data}s, not on sequences"
+    if about.data not in data:
+        return f"works on {about.data}s, not on {data[0]}s"
     if causal and about.causal is None:
         return f"not causal: {about.refuses.get('causal', 'an earlier output depends on later inputs')}"
     try:
+        if data[0] == "map":
+            return _trial(entrant.name, arguments, sides)
         options: dict[str, Any] = {**arguments, "device": "meta"}
         create(entrant.name, **options)
     except (TypeError, ValueError) as error:
@@ -181,8 +199,22 @@ def obstacle(entrant: Entrant, arguments: dict[str, Any], *, causal: bool) -> st
     return ""
 
 
+def _hindrance(entrant: Entrant, settings: Settings) -> str:
+    """Why this entrant cannot do the task of a race."""
+    task, options = settings.discipline, entrant.arguments(settings)
+    return obstacle(entrant, options, causal=task.causal, data=task.data, sides=settings.sides)
+
+
+def _trial(name: str, arguments: dict[str, Any], sides: Sequence[int]) -> str:
+    """Whether a layer gives a map of the shape that it takes, which its arguments alone do not tell."""
+    with torch.random.fork_rng([]), torch.no_grad():
+        x = torch.zeros(1, arguments["dim"], *sides)
+        y = map_attention(name, **arguments).eval()(x)
+    return "" if y.shape == x.shape else f"makes maps of shape {tuple(y.shape)} of {tuple(x.shape)}"
+
+
 def _group(word: str) -> list[Entrant]:
-    """All mechanisms, or those that can be causal; those on other data than sequences only under "all"."""
+    """All mechanisms, or those that can be causal; whoever works on other data than the task has is told so."""
     return [Entrant(_ALIASES.get(name, name)) for name in names(causal=True if word == "causal" else None)]
 
 

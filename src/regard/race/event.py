@@ -99,6 +99,6 @@ def describe(settings: Settings, prepared: Prepared, say: Callable[[str], None])
         say(remark)
     say(
         f"each entrant trains for {settings.budget}: depth {settings.depth}, dim {settings.dim}, "
-        f"{settings.num_heads} heads, {settings.ngram}-grams at the input, "
-        f"{settings.batch} x {settings.length:,} {unit} a step, seed {settings.seed}"
+        f"{settings.num_heads} heads, {settings.intake(unit)} at the input, {settings.portion(unit)}, "
+        f"seed {settings.seed}"
     )

@@ -16,6 +16,7 @@ from regard.race.entrants import Entrant
 from regard.race.looking import choose_passage, look
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
+from regard.race.showing import show
 from regard.tasks.documents import InputError
 from regard.train.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 from regard.train.clock import AttentionClock, device_memory_peak, memory_now, memory_peak, now
@@ -97,6 +98,8 @@ class Job:
         self._count()
         if self.passage:
             self.outcome.attention_map = look(self.trainer.model, self.passage)
+        if gallery := self.trainer.task.gallery():
+            self.outcome.shown = show(self.trainer.model, gallery)
         self.outcome.milliseconds = profile(self.trainer)
 
     def _point(self) -> None:

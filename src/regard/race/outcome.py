@@ -19,6 +19,7 @@ class Outcome:
         further: other figures on the test part, by name.
         memory: bytes; "base" before the model existed, "peak" of the process, "device" on an accelerator.
         attention_map: of its last attention on the passage, see :func:`regard.race.looking.pack`; or an "error".
+        shown: its answers to the examples of the task's gallery, see :func:`regard.race.showing.show`; or an "error".
         milliseconds: of a step, by "attention" and "rest", measured on a few steps after training.
         resumed: how often the run went on from a checkpoint.
     """
@@ -37,6 +38,7 @@ class Outcome:
     further: dict[str, float] = field(default_factory=dict[str, float])
     memory: dict[str, int] = field(default_factory=dict[str, int])
     attention_map: dict[str, Any] = field(default_factory=dict[str, Any])
+    shown: dict[str, Any] = field(default_factory=dict[str, Any])
     milliseconds: dict[str, float] = field(default_factory=dict[str, float])
     device: str = "cpu"
     resumed: int = 0

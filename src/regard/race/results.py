@@ -19,6 +19,7 @@ from regard.race.looking import choose_passage
 from regard.race.machine import machine
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
+from regard.race.showing import exhibit
 from regard.race.verdict import judge, memory, ranked, speed
 from regard.tasks.documents import printable
 from regard.tasks.task import Metric
@@ -133,6 +134,7 @@ def _data(prepared: Prepared, settings: Settings) -> dict[str, Any]:
         "unit": prepared.task.unit,
         "remarks": prepared.remarks,
         "passage": prepared.task.spell(choose_passage(prepared.task, settings.num_heads)),
+        "gallery": exhibit(prepared.task.gallery()),
     }
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -23,11 +24,11 @@ class Settings:
         scale: "small" fits the default budget, "full" has the sizes of the published benchmark.
         horizon: steps to forecast, where the task is forecasting.
         mechanisms: as given: "causal", "all", or NAME or NAME:option=value,... each.
-        length: positions per sequence.
+        length: positions per sequence, or pixels on the side of an image.
         ngram: each position also reads the embeddings of the tokens before it, this many tokens in all; 1: its own.
         steps, seconds: the budget of each entrant, one of the two.
         dim, depth, num_heads: the Transformer that all entrants share.
-        batch: sequences per step.
+        batch: sequences or images per step.
         seed: of the shared initial weights and of the data order.
         learning_rate: at its peak.
         device: "auto" or "cpu".
@@ -84,6 +85,27 @@ class Settings:
     def budget(self) -> Budget:
         """The budget of each entrant."""
         return Budget(self.steps, self.seconds)
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """What attention sees at once: the length of a sequence, or the sides of a map."""
+        patch = self.discipline.patch
+        return (self.length,) if patch is None else (-(-self.length // patch),) * 2
+
+    @property
+    def positions(self) -> int:
+        """How many places attention sees at once."""
+        return math.prod(self.sides)
+
+    def intake(self, unit: str) -> str:
+        """What the model reads, in words; ``unit`` is what a position of the data is, in the plural."""
+        patch = self.discipline.patch
+        return f"{self.ngram}-grams of {unit}" if patch is None else f"patches of {patch} x {patch} {unit}"
+
+    def portion(self, unit: str) -> str:
+        """What it reads in one step of training, in words."""
+        sides = f"{self.length:,}" if self.discipline.patch is None else f"{self.length:,} x {self.length:,}"
+        return f"{self.batch} x {sides} {unit} a step"
 
     @property
     def digest(self) -> str:

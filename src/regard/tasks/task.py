@@ -4,11 +4,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from regard.tasks.gallery import Gallery
 
 Part = Literal["validation", "test"]
 
@@ -31,13 +34,14 @@ class Metric:
 class Batch:
     """Tokens (B, N) with their targets: (B, N) for a language model, (B,) for a classifier.
 
-    A task on numbers has vectors for tokens, (B, N, C), and numbers for targets.
+    A task on numbers has vectors for tokens, (B, N, C), and numbers for targets; a task on images has maps for tokens,
+    (B, C, H, W), and a mask of pixels, (B, H, W).
     ``units`` says which held-out document each row belongs to, ``amounts`` how much of it the row scores (bytes, or 1).
     """
 
-    tokens: Num[Tensor, "B N *C"]
+    tokens: Num[Tensor, "B *N"]
     targets: Num[Tensor, "B *M"]
-    key_mask: Bool[Tensor, "B N"] | None = None
+    key_mask: Bool[Tensor, "B *K"] | None = None
     units: tuple[str, ...] = ()
     amounts: tuple[float, ...] = ()
 
@@ -46,6 +50,24 @@ class Batch:
         mask = None if self.key_mask is None else self.key_mask.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
         tokens, targets = self.tokens.to(device), self.targets.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
         return Batch(tokens, targets, mask, self.units, self.amounts)
+
+    def first(self, count: int) -> "Batch":
+        """Its first rows."""
+        mask = None if self.key_mask is None else self.key_mask[:count]
+        return Batch(self.tokens[:count], self.targets[:count], mask, self.units[:count], self.amounts[:count])
+
+    @property
+    def positions(self) -> int:
+        """Tokens or pixels that take part.
+
+        Example:
+            >>> [Batch(torch.zeros(shape), torch.zeros(2)).positions for shape in ((2, 7), (2, 3, 8, 8))]
+            [14, 128]
+        """
+        if self.key_mask is not None:
+            return int(self.key_mask.sum())
+        sides = self.tokens.shape[2:] if self.tokens.ndim == 4 else self.tokens.shape[1:2]
+        return len(self.tokens) * sides.numel()
 
 
 def step_generator(seed: int, step: int | Part) -> torch.Generator:
@@ -94,12 +116,23 @@ class Task(ABC):
         """The mean loss in nats, to be minimised."""
 
     @abstractmethod
-    def scores(self, prediction: Tensor, batch: Batch) -> Float[Tensor, " B"]:
-        """One score a row; quality is the sum of scores over the sum of amounts."""
+    def scores(self, prediction: Tensor, batch: Batch) -> Float[Tensor, "B *K"]:
+        """One score a row; quality is the sum of scores over the sum of amounts.
+
+        Or what :meth:`tally` makes scores of, where a score depends on all rows.
+        """
+
+    def tally(self, scores: Float[Tensor, "S *K"]) -> tuple[Float[Tensor, " S"], dict[str, float]]:
+        """One score for each row of a whole part, and other figures of the part, by name."""
+        return scores, {}
 
     def further(self, prediction: Tensor, batch: Batch) -> dict[str, Float[Tensor, " B"]]:
         """Other scores of each row, by name; they are told, and decide nothing."""
         return {}
+
+    def gallery(self) -> "Gallery | None":
+        """A few held-out examples for the report, with what there is to see of them; None: there is nothing to see."""
+        return None
 
     def passage(self, size: int) -> bytes:
         """At most ``size`` tokens of the test part, a byte each, to look at attention with; empty: nothing to see."""

@@ -89,7 +89,7 @@ class Trainer:
         self.optimizer.zero_grad()
         value = loss.item()
         self.progress.steps += 1
-        self.progress.tokens += batch.tokens.shape[:2].numel() if batch.key_mask is None else int(batch.key_mask.sum())
+        self.progress.tokens += batch.positions
         self.progress.seconds += time.perf_counter() - start
         if value != value or abs(value) == float("inf"):
             raise DivergedError(f"the loss is {value} at step {self.progress.steps:,}")
@@ -97,22 +97,25 @@ class Trainer:
 
     def judge(self, part: Part) -> Judgement:
         """Quality on a held-out part; leaves every random state as it was."""
-        units, sums = list[tuple[str, float, float]](), dict[str, float]()
+        names, amounts, rows, sums = list[str](), list[float](), list[Tensor](), dict[str, float]()
         self.model.eval()
         with torch.no_grad(), torch.random.fork_rng():
             for batch in self.task.held_out(part):
                 batch = batch.to(self.accelerator.device)
                 prediction = self.model(batch.tokens, key_mask=batch.key_mask)
-                scores = self.task.scores(prediction, batch).tolist()
-                units += zip(batch.units, scores, batch.amounts, strict=True)
+                rows.append(self.task.scores(prediction, batch).double().cpu())
+                names += batch.units
+                amounts += batch.amounts
                 for name, values in self.task.further(prediction, batch).items():
                     sums[name] = sums.get(name, 0.0) + float(values.double().sum())
         self.model.train()
-        amount = sum(amount for _, _, amount in units)
+        scores, told = self.task.tally(torch.cat(rows))
+        units = list(zip(names, scores.tolist(), amounts, strict=True))
+        amount = sum(amounts)
         quality = sum(score for _, score, _ in units) / amount
         if quality != quality or abs(quality) == float("inf"):
             raise DivergedError(f"held-out {self.task.metric.name} is {quality} at step {self.progress.steps:,}")
-        return Judgement(quality, units, {name: total / amount for name, total in sums.items()})
+        return Judgement(quality, units, {name: total / amount for name, total in sums.items()} | told)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and facts for a checkpoint: model, optimiser, random state, and what is used up."""

@@ -31,8 +31,9 @@ def patterns(told: dict[str, Any]) -> str:
     """Who looks at whom, in the sizes of this race."""
     settings = Settings.from_json(told["settings"])
     remark = (
-        f"Queries downwards, keys to the right, {settings.length:,} positions; a darker cell lets more pairs through. "
-        "Where no pairs are formed the formula stands instead; random blocks are another draw than the model's."
+        f"Queries downwards, keys to the right, {settings.positions:,} positions; a darker cell lets more pairs "
+        "through. Where no pairs are formed the formula stands instead; random blocks are another draw than the "
+        "model's."
     )
     cards = "".join(_card(entry, settings) for entry in told["entrants"])
     return section("Who looks at whom", note(remark), f'<div class="patterns">{cards}</div>')

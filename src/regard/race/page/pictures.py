@@ -37,7 +37,7 @@ def picture(entrant: Entrant, settings: Settings) -> str:
     pattern = pattern_of(entrant, settings)
     if pattern is None:
         return f'<p class="formula">{escape(entrant.card.formula or "no fixed pattern")}</p>'
-    maps = density(pattern, settings.length, settings.num_heads)
+    maps = density(pattern, settings.positions, settings.num_heads)
     return "".join(_svg(one) for one in maps)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from regard.race.page.board import equal, leaderboard, published
 from regard.race.page.figures import curves, patterns
+from regard.race.page.gallery import gallery
 from regard.race.page.looks import looks
 from regard.race.page.parts import definitions, note, section, sentence
 from regard.race.settings import Settings
@@ -19,7 +20,7 @@ def render(results: Mapping[str, Any]) -> str:
     frame, style, script = _own("frame.html"), _own("style.css"), _own("hover.js") + _own("look.js")
     parts = (
         *(_head(told), _pick(told), leaderboard(told), published(told), curves(told), equal(told)),
-        *(patterns(told), looks(told), _how(told)),
+        *(gallery(told), patterns(told), looks(told), _how(told)),
     )
     title = escape(f"Which attention? {told['data']['name']}")
     return Template(frame).substitute(title=title, style=style, script=script, main="\n".join(parts))
@@ -76,8 +77,8 @@ def _facts(told: dict[str, Any]) -> dict[str, str]:
         "split": f"{data['split']} ({'; '.join(parts)})",
         "remarks": "; ".join(data["remarks"]),
         "model": f"depth {settings.depth}, dim {settings.dim}, {settings.num_heads} heads, learned positions, "
-        f"{settings.ngram}-grams of {unit} at the input",
-        "training": f"{settings.budget}, {settings.batch} x {settings.length:,} {unit} a step, AdamW, warm-up and "
+        f"{settings.intake(unit)} at the input",
+        "training": f"{settings.budget}, {settings.portion(unit)}, AdamW, warm-up and "
         f"cosine, peak rate {settings.learning_rate:g}",
         "shared": f"data order and every weight outside the attention, from seed {settings.seed}",
         "machine": f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads "

@@ -26,7 +26,8 @@ def table() -> str:
         if not card.paper.startswith("arXiv:"):
             link = f"{card.title}, {card.year}"
         yes = {True: "yes", False: "-"}
-        cells = [f"`{name}`", link, f"{card.data}s", card.causal or "-", yes[card.cross], yes[card.streaming], card.cost, card.summary]
+        able = [card.causal or "-", yes[card.cross], yes[card.streaming]]
+        cells = [f"`{name}`", link, f"{card.data}s", *able, card.cost, card.summary]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

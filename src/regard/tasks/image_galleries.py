@@ -24,7 +24,7 @@ class ImageGallery(Gallery):
     def __init__(self, batch: Batch, shown: Float[Tensor, "B C H W"], classes: Sequence[str]) -> None:
         self.batch, self.classes = batch, classes
         self.inputs = [Sight(picture=as_picture(image)) for image in shown]
-        self.truths = [Sight(classes[number]) for number in batch.targets.tolist()]
+        self.truths = [Sight(classes[int(number)]) for number in batch.targets.tolist()]
 
     def answers(self, prediction: Float[Tensor, "B K"]) -> list[Sight]:
         """The likeliest class, and how likely."""

@@ -140,10 +140,11 @@ class Segmentation(Task):
 
     def gallery(self) -> TileGallery:
         """The tiles of the test part that show most classes, of different names."""
-        test = self.found.parts["test"].tolist()
-        test.sort(key=lambda number: -variety(self.found.masks[number], self.num_classes))
-        first = {self.found.names[number]: number for number in reversed(test)}
-        numbers = torch.tensor([number for number in test if first[self.found.names[number]] == number][:SHOWN_TILES])
+        test = self.found.parts["test"]
+        varieties = torch.tensor([variety(mask, self.num_classes) for mask in self.found.masks[test]])
+        order: list[int] = test[varieties.argsort(descending=True, stable=True)].tolist()
+        first = {self.found.names[number]: number for number in reversed(order)}
+        numbers = torch.tensor([number for number in order if first[self.found.names[number]] == number][:SHOWN_TILES])
         batch = self._batch(numbers, self.found.images[numbers], self.found.masks[numbers])
         return TileGallery(batch, self.scale.undo(batch.tokens), self.found.classes)
 

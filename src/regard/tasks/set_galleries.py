@@ -99,7 +99,7 @@ class PointGallery(Gallery):
     def __init__(self, batch: Batch, side: tuple[int, int], classes: Sequence[str]) -> None:
         self.batch, self.side, self.classes = batch, side, classes
         self.inputs = [Sight(picture=as_picture(picture[None])) for picture in self._spread(batch.tokens[..., 2])]
-        self.truths = [Sight(classes[number]) for number in batch.targets.tolist()]
+        self.truths = [Sight(classes[int(number)]) for number in batch.targets.tolist()]
 
     def answers(self, prediction: Float[Tensor, "B 1 K"]) -> list[Sight]:
         """The likeliest class, and how likely."""

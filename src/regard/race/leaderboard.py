@@ -119,7 +119,7 @@ def _table(results: dict[str, Any]) -> Table:
         f"{results['metric']['name']}\n({better} is better)",
         *further(results),
         "behind the best\n[95 % interval]",
-        "training\ntokens/s",
+        "training\npositions/s",
         "ms per step\n= attention + rest",
         "peak MB\nabove base",
         "parameters",

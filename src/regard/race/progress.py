@@ -61,12 +61,12 @@ class Bars:
         speed = event["tokens"] / event["seconds"] if event["seconds"] else 0.0
         if event["kind"] == "step":
             left = event["seconds"] * (1 / event["spent"] - 1) if event["spent"] else 0.0
-            told = f"loss {event['loss']:.3f} {self.unit}  {speed:>7,.0f} tokens/s  {max(0.0, left):>3.0f} s left"
+            told = f"loss {event['loss']:.3f} {self.unit}  {speed:>7,.0f} positions/s  {max(0.0, left):>3.0f} s left"
             self._told(entrant, told)
         elif event["kind"] == "point":
             quality = f"{self.metric.name} {event['quality']:.{self.metric.digits}f}"
             self._line(
-                f"{entrant.label}: step {event['steps']:,}, {event['seconds']:.1f} s, {quality}, {speed:,.0f} tokens/s"
+                f"{entrant.label}: step {event['steps']:,}, {event['seconds']:.1f} s, {quality}, {speed:,.0f} positions/s"
             )
         elif event["kind"] == "resumed":
             self._line(f"{entrant.label}: going on from step {event['steps']:,}")

@@ -86,7 +86,7 @@ def _choose(finished: Sequence[Outcome], metric: Metric, seed: int) -> Verdict:
     names = ", ".join(outcome.label for outcome in group)
     reason = (
         f"no measurable difference in this budget between {names} (95 %, paired bootstrap {differences[0].over}); "
-        f"of these it is the cheapest: {speed(cheapest):,.0f} training tokens/s, {cheapest_memory(cheapest)}"
+        f"of these it is the cheapest: {speed(cheapest):,.0f} training positions/s, {cheapest_memory(cheapest)}"
     )
     return Verdict(cheapest.label, False, reason, differences)
 

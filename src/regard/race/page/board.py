@@ -16,7 +16,7 @@ def leaderboard(told: dict[str, Any]) -> str:
         f"{told['metric']['name']} ({better} is better)",
         *further(told),
         "behind the best",
-        "training tokens/s",
+        "training positions/s",
         "ms per step = attention + rest",
         "peak MB above base",
         "parameters",

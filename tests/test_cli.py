@@ -160,6 +160,8 @@ def test_show_tells_the_card_and_draws_the_pattern():
     told = invoke("show", "linear-transformer")
     assert told.exit_code == 0
     assert "density" not in told.stdout
+    told = invoke("show", "criss_cross", "--length", 20)
+    assert "CrissCross((4, 4)), 4 x 4 pixels, row by row" in told.stdout
     assert "did you mean local" in refused("show", "lokal")
     assert "not positive" in refused("show", "local", "--length", -3)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Generator, Tensor
 
 from regard.layers import MultiHead
+from regard.patterns import Pattern
 from regard.registry import Core, Layer, UnsupportedError
 
-__all__ = ["MapAttention", "MapLayer", "OnPixels", "hide_pixels", "like_format", "pixels_of"]
+__all__ = ["MapAttention", "MapLayer", "OnPixels", "fixed_pattern", "hide_pixels", "like_format", "pixels_of"]
 
 
 class MapLayer(Layer):
@@ -48,6 +49,10 @@ class MapLayer(Layer):
             y, or (y, aux) where there is something to tell. What stands at masked queries does not matter.
         """
         raise NotImplementedError(f"{type(self).__name__} has no respond")
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern | None:
+        """Who may look at whom among the pixels of a map of these sides; None: everybody, or no pairs are formed."""
+        return None
 
     def answered(self, query_mask: Tensor) -> Tensor | None:
         """The mask of y's pixels; a layer whose output has another size says here which of them are real."""
@@ -141,6 +146,10 @@ class OnPixels(MapLayer):
         if reset := getattr(self.layer, "reset_parameters", None):
             reset()
 
+    def pattern_on(self, sides: Sequence[int]) -> Pattern | None:
+        """That of the layer, along the row of all pixels."""
+        return fixed_pattern(self.layer, sides)
+
     def respond(
         self,
         x: Tensor,
@@ -202,6 +211,20 @@ class MapAttention(OnPixels):
 
 def _flat(**masks: Tensor | None) -> dict[str, Tensor | None]:
     return {name: None if mask is None else mask.flatten(1) for name, mask in masks.items()}
+
+
+def fixed_pattern(layer: Layer, sides: Sequence[int]) -> Pattern | None:
+    """The pattern of a layer on maps of these sides, or of one on sequences; None: it has none that is fixed.
+
+    Example:
+        >>> import regard
+        >>> fixed_pattern(regard.create("criss_cross", dim=8), (4, 5))
+        CrissCross((4, 5))
+    """
+    if isinstance(layer, MapLayer):
+        return layer.pattern_on(sides)
+    found = getattr(getattr(layer, "core", layer), "pattern", None)
+    return found if isinstance(found, Pattern) else None
 
 
 def pixels_of(x: Tensor) -> Tensor:

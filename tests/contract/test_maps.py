@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from regard.inspect import attention_map
+from regard.map_layers import fixed_pattern
 from tests.contract.cases import MAPS, SEQUENCES, first_of_each
 
 WIDTH = 3
@@ -98,6 +99,9 @@ def test_an_exact_map_of_pixels_is_what_the_layer_does(case):
     weights = attention_map(layer, x, kind="exact", **options).tensor
     values = torch.randn(2, weights.shape[1], weights.shape[3], WIDTH, dtype=torch.float64)
     assert_close(layer.weigh(x, values, **options), weights @ values, rtol=0, atol=1e-10)
+    pattern = fixed_pattern(layer, x.shape[2:])
+    if pattern is not None and weights.shape[2] == weights.shape[3]:  # means of queries have no pattern
+        assert not weights[:, :, ~pattern.dense(*weights.shape[2:])].any()
     if options:
         assert not weights[1].mT[:, ~options["key_mask"][1].flatten()].any(), "a masked key has weight 0"
 

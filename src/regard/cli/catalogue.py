@@ -1,23 +1,24 @@
 """``regard list`` and ``regard show``: the registry, for people."""
 
 import json
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 from torch import Tensor
 
 from regard.cli.display import make_console
 from regard.factory import card, create, names
 from regard.inspect.loading import parse_option
+from regard.map_layers import fixed_pattern
 from regard.patterns import Pattern
 from regard.patterns.picture import density_map
 from regard.race.entrants import YARDSTICK, nearest
-from regard.registry import Card
+from regard.registry import Card, Layer
 from regard.tasks.documents import InputError
 
 SIDE = 32
@@ -64,16 +65,19 @@ def print_card(name: str, *, png: Path | None, length: int, causal: bool | None,
     about = card(name)
     causal = bool(about.causal) if causal is None else causal
     layer = _layer(name, about, causal, length, dict(map(parse_option, options)))
-    pattern = getattr(getattr(layer, "core", layer), "pattern", None)
+    sides = (length,) if about.data != "map" else (math.isqrt(length),) * 2
+    length = math.prod(sides)
+    pattern = fixed_pattern(layer, sides)
     if png is not None:
-        if not isinstance(pattern, Pattern):
+        if pattern is None:
             raise InputError(f"{name} has no fixed pattern to draw")
         _draw(pattern, length, png)
         print(png)
         return
     print(describe(name, about))
-    if isinstance(pattern, Pattern):
-        print(f"\n{pattern!r}, {'causal, ' if causal else ''}{length} positions: queries downwards, keys to the right")
+    if pattern is not None:
+        places = f"{length} positions" if len(sides) == 1 else f"{' x '.join(map(str, sides))} pixels, row by row"
+        print(f"\n{pattern!r}, {'causal, ' if causal else ''}{places}: queries downwards, keys to the right")
         print(f"density {pattern.density(length, heads=_heads(pattern)):.3g}")
         print(drawn(pattern, length))
 
@@ -116,11 +120,13 @@ def _heads(pattern: Pattern) -> int | None:
     return pattern.heads
 
 
-def _layer(name: str, about: Card, causal: bool, length: int, options: dict[str, Any]) -> torch.nn.Module:
+def _layer(name: str, about: Card, causal: bool, length: int, options: dict[str, Any]) -> Layer:
     """The mechanism in sizes that a picture needs."""
-    shared: dict[str, Any] = (
-        {"dim": 64, "num_heads": 4, "max_length": length, "causal": causal} if about.data == "sequence" else {}
-    )
+    shared: dict[str, Any] = {} if about.data == "pair" else {"dim": 64, "num_heads": 4}
+    if about.data in ("sequence", "set"):
+        shared |= {"max_length": length}
+    if about.causal is not None:
+        shared |= {"causal": causal}
     return create(name, **{**shared, **options})
 
 

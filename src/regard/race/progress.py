@@ -64,10 +64,8 @@ class Bars:
             told = f"loss {event['loss']:.3f} {self.unit}  {speed:>7,.0f} positions/s  {max(0.0, left):>3.0f} s left"
             self._told(entrant, told)
         elif event["kind"] == "point":
-            quality = f"{self.metric.name} {event['quality']:.{self.metric.digits}f}"
-            self._line(
-                f"{entrant.label}: step {event['steps']:,}, {event['seconds']:.1f} s, {quality}, {speed:,.0f} positions/s"
-            )
+            told = f"{self.metric.name} {event['quality']:.{self.metric.digits}f}, {speed:,.0f} positions/s"
+            self._line(f"{entrant.label}: step {event['steps']:,}, {event['seconds']:.1f} s, {told}")
         elif event["kind"] == "resumed":
             self._line(f"{entrant.label}: going on from step {event['steps']:,}")
 

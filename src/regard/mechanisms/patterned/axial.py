@@ -14,6 +14,7 @@ order, but the pixels above and to the right are left out too; only the shifts o
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial, reduce
+from operator import or_
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from regard.layers import MultiHead
 from regard.map_layers import MapLayer
 from regard.ops.initialisation import fan_in_normal_
 from regard.ops.lines import from_lines, to_lines
-from regard.patterns import Causal, Full
+from regard.patterns import Axis, Causal, Full, Pattern
 from regard.registry import Card, Core, Sample, register
 
 Combine = Literal["sum", "chain"]
@@ -158,6 +159,13 @@ class Axial(MapLayer):
         """Normal with variance 1 / fan-in, cut off at two deviations; biases 0."""
         for parameter in self.parameters():
             _ = fan_in_normal_(parameter) if parameter.ndim == 2 else nn.init.zeros_(parameter)
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern | None:
+        """The lines that cross in each pixel; those of a chain are seen one after the other."""
+        if self.combine == "chain":
+            return None
+        lines = reduce(or_, (Axis(tuple(sides), axis) for axis in range(len(sides))))
+        return lines & Causal() if self.causal else lines  # along a line, later in one order is later in the other
 
     def respond(
         self,

@@ -14,6 +14,7 @@ memory: the weights are never stored. :func:`category_consistent_loss` is the jo
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from regard.attention import attend
 from regard.map_layers import MapLayer
 from regard.ops.masks import check_values, hide_rows
 from regard.patterns import CrissCross as Cross
+from regard.patterns import Pattern
 from regard.registry import Card, Sample, register
 
 
@@ -120,6 +122,10 @@ class CrissCross(MapLayer):
         for linear in (self.q_proj, self.k_proj, self.v_proj):
             linear.reset_parameters()
         nn.init.constant_(self.gamma, self.start)
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern:
+        """The cross of one application."""
+        return Cross(tuple(sides))
 
     def respond(
         self,

@@ -17,6 +17,7 @@ For N pixels time is O(N (b + 2 h)^2 C / stride^2) and memory O(N (C + H (b + h)
 windows. Halo 0 gives windows as in Swin, block 1 those of SASA.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ from regard.layers import head_width
 from regard.map_layers import MapLayer
 from regard.ops.grid_offsets import AxisWindows, by_remainder, outside_lse, with_offsets
 from regard.ops.masks import check_values
-from regard.patterns import Halo
+from regard.patterns import Halo, Pattern
 from regard.registry import Card, Sample, register
 
 Edge = Literal["mask", "zeros"]
@@ -201,6 +202,10 @@ class HaloNet(MapLayer):
                 linear.reset_parameters()
         for table in (self.rows, self.columns):
             nn.init.normal_(table, std=self.head_dim**-0.5)
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern:
+        """The blocks with their halos."""
+        return Halo(tuple(sides), self.block, self.halo, self.stride)
 
     def answered(self, query_mask: Tensor) -> Tensor:
         """An output is real where the pixel is that asks for it."""

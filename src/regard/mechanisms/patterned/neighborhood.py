@@ -27,6 +27,7 @@ from regard.layers import head_width
 from regard.map_layers import MapLayer
 from regard.ops.masks import check_values
 from regard.patterns import Neighborhood as Window
+from regard.patterns import Pattern
 from regard.registry import Card, Sample, register
 from regard.scores import Bias, RelativeGrid
 
@@ -72,9 +73,7 @@ def neighborhood_attention(
         torch.Size([1, 2, 8, 9, 4])
     """
     grid = q.shape[2:-1]
-    # of a dilation beyond the side nothing is left but the place itself, as with one equal to it
-    steps = tuple(min(d, side) for d, side in zip(_each(dilation, len(grid)), grid, strict=True))
-    window = Window(tuple(grid), kernel, steps, stride, causal)
+    window = _window(grid, kernel, dilation, stride, causal)
     term = None if bias is None else _relative(bias, window)
     q, k, v = (t.flatten(2, -2) for t in (q, k, v))
     options: dict[str, Any] = {"scale": scale, "dropout_p": attn_drop, "generator": generator, "enable_gqa": True}
@@ -87,6 +86,12 @@ def neighborhood_attention(
 
 def _each(value: Each, axes: int) -> tuple[int, ...]:
     return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+def _window(sides: Sequence[int], kernel: Each, dilation: Each, stride: Each, causal: bool | Sequence[bool]) -> Window:
+    # of a dilation beyond the side nothing is left but the place itself, as with one equal to it
+    steps = tuple(min(d, side) for d, side in zip(_each(dilation, len(sides)), sides, strict=True))
+    return Window(tuple(sides), kernel, steps, stride, causal)
 
 
 def _relative(bias: Tensor, window: Window) -> Bias:
@@ -199,6 +204,10 @@ class Neighborhood(MapLayer):
             linear.reset_parameters()
         if self.bias is not None:
             nn.init.trunc_normal_(self.bias, std=0.02)
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern:
+        """The windows."""
+        return _window(sides, self.kernel, self.dilation, self.stride, self.causal)
 
     def respond(
         self,

@@ -20,6 +20,7 @@ The stem (section 3.2) mixes M values of a pixel by a softmax p that knows its p
 which is, for each m, attention with log p_ab[m] added to the logits, the parts joined by their lse.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -32,7 +33,7 @@ from regard.layers import head_width
 from regard.map_layers import MapLayer, hide_pixels
 from regard.ops.grid_offsets import AxisWindows, by_remainder, outside_lse, with_offsets
 from regard.ops.masks import check_values
-from regard.patterns import Halo, Neighborhood
+from regard.patterns import Halo, Neighborhood, Pattern
 from regard.registry import Card, Sample, UnsupportedError, register
 from regard.scores import Bias, RelativeGrid
 
@@ -230,6 +231,10 @@ class SASA(MapLayer):
         for table in (self.rows, self.columns):
             if table is not None:
                 nn.init.normal_(table, std=self.head_dim**-0.5)
+
+    def pattern_on(self, sides: Sequence[int]) -> Pattern:
+        """The windows, before any means; cut at the border."""
+        return Neighborhood(tuple(sides), min(self.kernel, *sides), edge="clip")
 
     def answered(self, query_mask: Tensor) -> Tensor:
         """An output is real if any of the pixels is that it is the mean of."""

@@ -34,7 +34,8 @@ def _entrant(entry: dict[str, Any]) -> list[str]:
 
 
 def _row(title: str, sights: list[dict[str, Any]], *, small: bool = False) -> str:
-    heading = f"<small>{escape(title)}</small>" if small else escape(title)
+    words = escape(title).replace(":", ":<wbr>").replace(",", ",<wbr>")  # where a long label may go on below
+    heading = f"<small>{words}</small>" if small else words
     return f"<tr><th>{heading}</th>{''.join(_cell(title, sight) for sight in sights)}</tr>"
 
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from regard.factory import create
+from regard.map_layers import fixed_pattern
 from regard.patterns import Pattern
 from regard.patterns.picture import density_map
 from regard.race.entrants import Entrant
@@ -20,8 +21,7 @@ def pattern_of(entrant: Entrant, settings: Settings) -> Pattern | None:
     """The fixed pattern of an entrant's attention, or None where it has none; one draw where it is random."""
     with torch.random.fork_rng([]):
         layer = create(entrant.name, **entrant.arguments(settings))
-    found = getattr(getattr(layer, "core", layer), "pattern", None)
-    return found if isinstance(found, Pattern) else None
+    return fixed_pattern(layer, settings.sides)
 
 
 def density(pattern: Pattern, length: int, heads: int, cells: int = CELLS) -> Tensor:

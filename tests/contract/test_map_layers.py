@@ -175,4 +175,4 @@ def test_maps_export_with_dynamic_sides(case):
     program = torch.export.export(layer, (), {"x": maps(layer, (8, 9, 7))}, dynamic_shapes={"x": dynamic}).module()
     for sides in ((8, 9, 7), (6, 11, 5)):
         x = maps(layer, sides)
-        assert_close(program(x=x), layer(x))
+        assert_close(program(x=x), layer(x), rtol=1e-5, atol=5e-5)  # a graph may take another way to the same sum

@@ -10,10 +10,20 @@ import torch
 from torch import Generator, Tensor
 
 from regard.layers import MultiHead
+from regard.ops.masks import check_values, hide_rows
 from regard.patterns import Pattern
 from regard.registry import Core, Layer, UnsupportedError
 
-__all__ = ["MapAttention", "MapLayer", "OnPixels", "fixed_pattern", "hide_pixels", "like_format", "pixels_of"]
+__all__ = [
+    "MapAttention",
+    "MapLayer",
+    "OnPixels",
+    "WeighingLayer",
+    "fixed_pattern",
+    "hide_pixels",
+    "like_format",
+    "pixels_of",
+]
 
 
 class MapLayer(Layer):
@@ -124,6 +134,72 @@ class MapLayer(Layer):
         key_mask, query_mask = (a if b is None else b for a, b in ((query_mask, key_mask), (key_mask, query_mask)))
         x = hide_pixels(x, None if key_mask is None or query_mask is None else key_mask | query_mask)
         return x, x, key_mask, query_mask
+
+
+class WeighingLayer(MapLayer):
+    """A layer on maps whose attention is A v, with an A that does not depend on v: a subclass says it in ``mix``.
+
+    Attributes:
+        num_heads: H.
+        weighs_values: False where the options of an instance leave it without weights of pixels.
+    """
+
+    num_heads: int = 1
+    weighs_values: bool = True
+
+    def mix(
+        self,
+        x: Tensor,
+        source: Tensor,
+        values: Tensor,
+        *,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """A v for other values, before the output projection and the residual; every mechanism has its own.
+
+        Args:
+            x, source, key_mask, query_mask, generator: as in ``respond``.
+            values: (B, H, M, Dv), one for each pixel that is asked, in row-major order.
+
+        Returns:
+            (B, H, N, Dv). What stands at masked queries does not matter.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no mix")
+
+    def weigh(
+        self,
+        x: Tensor,
+        values: Tensor,
+        context: Tensor | None = None,
+        *,
+        key_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        segments: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """What the weights make of other values, as :meth:`regard.layers.MultiHead.weigh`; exact maps come from it.
+
+        Args:
+            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
+            values: (B or 1, H or 1, M, Dv), one for each pixel that is asked, in row-major order.
+
+        Returns:
+            (B, H, N, Dv), 0 for masked queries.
+
+        Raises:
+            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, or values that do not fit.
+        """
+        if not self.weighs_values:
+            name = self.mechanism or type(self).__name__
+            raise UnsupportedError(f"{name} has no weights of pixels with these options: {self.extra_repr()}")
+        x, source, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
+        check_values(values, x.shape[0], self.num_heads, source.shape[2:].numel())
+        values = values.to(x.dtype).expand(x.shape[0], self.num_heads, -1, -1)
+        out = self.mix(x, source, values, key_mask=key_mask, query_mask=query_mask, generator=generator)
+        answered = None if query_mask is None else self.answered(query_mask)
+        return hide_rows(out, None if answered is None else answered.flatten(1))
 
 
 class OnPixels(MapLayer):

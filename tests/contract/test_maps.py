@@ -14,7 +14,7 @@ WIDTH = 3
 
 def weighs(case):
     layer = case.build()
-    return hasattr(layer, "weigh") and getattr(getattr(layer, "core", None), "weighs_values", True)
+    return hasattr(layer, "weigh") and getattr(getattr(layer, "core", layer), "weighs_values", True)
 
 
 WEIGHING = [case for case in SEQUENCES if weighs(case)]

@@ -8,6 +8,7 @@ from torch.testing import assert_close
 
 import regard
 from regard.mechanisms.non_local import CAFFE2, NonLocal
+from regard.registry import UnsupportedError
 
 FORMS = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
 
@@ -132,8 +133,10 @@ def test_a_side_of_one_has_no_windows():
 
 
 def test_only_pixels_have_weights():
-    assert not hasattr(NonLocal(4), "weigh")
-    assert hasattr(NonLocal(4, sub_sample=None), "weigh")
+    x, identity = torch.randn(1, 4, 2, 3), torch.eye(6)[None, None]
+    with pytest.raises(UnsupportedError, match="no weights of pixels"):
+        NonLocal(4).weigh(x, identity)
+    assert NonLocal(4, sub_sample=None).weigh(x, identity).shape == (1, 1, 6, 6)
 
 
 def test_permuted_pixels_permute_the_result():

@@ -80,7 +80,7 @@ def _call(module: NonLocal, inputs: Inputs, call: Call) -> Outputs:
     """With the map of weights where keys are pixels."""
     x = bind(inputs, call, "x")["x"]
     outputs = {"out": module(x)}
-    if hasattr(module, "weigh"):
+    if module.weighs_values:
         pixels = torch.eye(x.shape[2:].numel(), device=x.device, dtype=x.dtype)
         outputs["map"] = module.weigh(x, pixels[None, None])[:, 0]
     return outputs

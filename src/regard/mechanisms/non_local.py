@@ -23,7 +23,6 @@ The block starts as the identity, by the scale of its batch norm or, without one
 for the Gaussian forms, O((N + M) C^2) for the dot product and O((N + M) (C + log M)) beside projections for the last.
 """
 
-from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,10 +31,9 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from regard.attention import attend
-from regard.map_layers import MapLayer
+from regard.map_layers import WeighingLayer
 from regard.ops.batch_norm import MapBatchNorm
 from regard.ops.descriptors import distribute, gather
-from regard.ops.masks import check_values, hide_rows
 from regard.ops.pixelwise import pixelwise
 from regard.ops.relu_sums import relu_sums
 from regard.registry import Card, Sample, register
@@ -92,7 +90,7 @@ def non_local(
         Sample(dim=8, form="dot_product", inner=3, sub_sample="before", zero_init=False),
     ],
 )
-class NonLocal(MapLayer):
+class NonLocal(WeighingLayer):
     """The residual block; see the head of this file.
 
     Args:
@@ -154,6 +152,7 @@ class NonLocal(MapLayer):
         self.dim, self.inner, self.zero_init, self.group_size, self.std = dim, inner, zero_init, group_size, std
         self.form: Form = form
         self.sub_sample: SubSample | None = sub_sample
+        self.weighs_values = sub_sample is None  # else keys are maxima of windows
         self.scale = (dim if form == "gaussian" else inner) ** -0.5 if scale else 1.0
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         embeds = form != "gaussian"
@@ -195,42 +194,19 @@ class NonLocal(MapLayer):
         y = _project(self.out_proj, self._look(x, key_mask))
         return x + (y if self.norm is None else self.norm(y, query_mask))
 
-    @property
-    def weigh(self) -> Callable[..., Tensor]:
-        """What the same weights make of other values, before W and the residual; see :meth:`weigh_pixels`.
-
-        A sub-sampled block has none: its keys are maxima of windows and no pixels, so no map of pixels is exact.
-        """
-        if self.sub_sample is not None:
-            raise AttributeError("a sub-sampled non_local has no weights of pixels: its keys are maxima of windows")
-        return self.weigh_pixels
-
-    def weigh_pixels(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the weights of a block that is not sub-sampled make of other values.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, 1, N, Dv), one for each pixel in row-major order.
-
-        Returns:
-            (B, 1, N, Dv), 0 for masked queries.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        pixels = x.shape[2:].numel()
-        check_values(values, x.shape[0], 1, pixels)
-        given = values[:, 0].to(x.dtype).expand(x.shape[0], -1, -1).mT.unflatten(-1, x.shape[2:])
-        out = self._look(x, key_mask, given).flatten(2).mT[:, None]
-        return hide_rows(out, None if query_mask is None else query_mask.flatten(1))
+        """What the same weights make of other values, before W and the residual; sub-sampled keys are no pixels."""
+        given = values[:, 0].mT.unflatten(-1, x.shape[2:])
+        return self._look(x, key_mask, given).flatten(2).mT[:, None]
 
     def _look(self, x: Tensor, key_mask: Tensor | None, values: Tensor | None = None) -> Tensor:
         """y as a map (B, I, *sides), or what the weights make of a map of other values."""

@@ -137,9 +137,11 @@ def test_channels_may_stand_in_any_order():
 
 
 def test_only_positions_have_weights():
-    assert hasattr(DualAttention(8), "weigh")
-    assert not hasattr(DualAttention(8, "channel"), "weigh")
-    assert not hasattr(DualAttention(8, compact=True), "weigh")
+    x, identity = torch.randn(1, 8, 2, 3), torch.eye(6)[None, None]
+    assert DualAttention(8).weigh(x, identity).shape == (1, 1, 6, 6)
+    for layer in (DualAttention(8, "channel"), DualAttention(8, compact=True)):
+        with pytest.raises(UnsupportedError, match="no weights of pixels"):
+            layer.weigh(x, identity)
 
 
 def test_refusals():

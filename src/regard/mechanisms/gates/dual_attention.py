@@ -20,9 +20,8 @@ The N x N weights are never stored: time O(N^2 C), memory O(N C); compact O(50 N
 O(N C + C^2); G grows with N and is computed in float32. Masked pixels are in no sum; an image's parts know no padding.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -30,9 +29,8 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from regard.attention import attend
-from regard.map_layers import MapLayer, hide_pixels, pixels_of
+from regard.map_layers import MapLayer, WeighingLayer, hide_pixels, pixels_of
 from regard.ops.centres import Centres, Mixtures
-from regard.ops.masks import check_values, hide_rows
 from regard.registry import Card, Sample, register
 
 Which = Literal["both", "position", "channel"]
@@ -92,7 +90,7 @@ def channel_attention(
     return (weights.to(source.dtype) @ source.flatten(2)).unflatten(-1, x.shape[2:])
 
 
-class PositionAttention(MapLayer):
+class PositionAttention(WeighingLayer):
     """x + gamma softmax(q k^T) v over the pixels of a map, or of a context.
 
     Args:
@@ -125,6 +123,7 @@ class PositionAttention(MapLayer):
         self.dim, self.start = dim, gamma
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.centres = Centres(dim, **factory) if compact else None
+        self.weighs_values = not compact
         if compact:
             self.card, self.num_axes = replace(self.card, cross=False, **COMPACT), 2
         self.q_proj, self.k_proj = (nn.Linear(dim, inner, **factory) for _ in range(2))
@@ -152,37 +151,18 @@ class PositionAttention(MapLayer):
         y = self._look(x, source, key_mask).mT.unflatten(-1, x.shape[2:])
         return torch.addcmul(x, self.gamma, y)
 
-    @property
-    def weigh(self) -> Callable[..., Tensor]:
-        """What the same weights make of other values; see :meth:`weigh_pixels`. Those of centres are of no pixels."""
-        if self.centres is not None:
-            raise AttributeError("compact position attention has no weights of pixels: it looks at centres")
-        return self.weigh_pixels
-
-    def weigh_pixels(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What softmax(q k^T) makes of other values, before gamma and the residual.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, 1, M, Dv), one for each pixel that is asked, in row-major order.
-
-        Returns:
-            (B, 1, N, Dv), 0 for masked queries.
-        """
-        x, source, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, x.shape[0], 1, source.shape[2:].numel())
-        out = self._look(x, source, key_mask, values[:, 0].to(x.dtype).expand(x.shape[0], -1, -1))
-        return hide_rows(out[:, None], None if query_mask is None else query_mask.flatten(1))
+        """What softmax(q k^T) makes of other values, before gamma and the residual."""
+        return self._look(x, source, key_mask, values[:, 0])[:, None]
 
     def _look(self, x: Tensor, source: Tensor, key_mask: Tensor | None, values: Tensor | None = None) -> Tensor:
         """softmax(q k^T) v: (B, N, C)."""
@@ -261,7 +241,7 @@ class ChannelAttention(MapLayer):
         Sample(dim=16, compact=True, gamma=0.5, claims=COMPACT),
     ],
 )
-class DualAttention(MapLayer):
+class DualAttention(WeighingLayer):
     """Position attention plus channel attention of the same map; see the head of this file.
 
     Args:
@@ -302,6 +282,7 @@ class DualAttention(MapLayer):
         options: dict[str, Any] = {"compact": compact, "gamma": gamma, "device": device, "dtype": dtype}
         self.position = None if which == "channel" else PositionAttention(dim, inner, **options)
         self.channel = None if which == "position" else ChannelAttention(dim, affinity, **options)
+        self.weighs_values = self.position is not None and self.position.weighs_values
         whole = self.channel if self.position is None else self.position
         if compact and whole is not None:
             self.num_axes = whole.num_axes
@@ -327,9 +308,16 @@ class DualAttention(MapLayer):
         parts = [part.respond(x, x, **masks) for part in (self.position, self.channel) if part is not None]
         return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
-    @property
-    def weigh(self) -> Callable[..., Tensor]:
-        """That of the position attention, where there is one: channels weigh channels, no pixels."""
-        if self.position is None:
-            raise AttributeError("channel attention has no weights of pixels")
-        return self.position.weigh
+    def mix(
+        self,
+        x: Tensor,
+        source: Tensor,
+        values: Tensor,
+        *,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
+    ) -> Tensor:
+        """That of the position attention: channels weigh channels, no pixels."""
+        masks: dict[str, Any] = {"key_mask": key_mask, "query_mask": query_mask, "generator": generator}
+        return cast(PositionAttention, self.position).mix(x, source, values, **masks)

@@ -20,8 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer
-from regard.ops.masks import check_values, hide_rows
+from regard.map_layers import WeighingLayer
 from regard.registry import Card, Sample, register
 
 Pooling = Literal["att", "avg"]
@@ -91,7 +90,7 @@ class Transform(nn.Module):
         Sample(dim=12, ratio=0.25, pooling="avg", fusions=("mul", "add")),
     ],
 )
-class GlobalContext(MapLayer):
+class GlobalContext(WeighingLayer):
     """The block with its residual inside, for maps of one to three axes; see the head of this file.
 
     Args:
@@ -168,27 +167,19 @@ class GlobalContext(MapLayer):
         y = x if self.mul is None else x * self.mul(context).sigmoid().view(shape)
         return y if self.add is None else y + self.add(context).view(shape)
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """The context that the same weights make of other values (B or 1, 1, M, Dv), for every pixel: (B, 1, N, Dv).
-
-        Raises:
-            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, and values that do not fit.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
+        """The context that the same weights make of other values, for every pixel."""
         weights = self._weights(x, key_mask).to(values.dtype)
-        check_values(values, weights.shape[0], 1, weights.shape[1])
-        out = (weights[:, None, None] @ values).expand(-1, -1, weights.shape[1], -1)
-        return hide_rows(out, None if query_mask is None else query_mask.flatten(1))
+        return (weights[:, None, None] @ values).expand(-1, -1, weights.shape[1], -1)
 
     def _weights(self, x: Tensor, key_mask: Tensor | None) -> Float[Tensor, "B N"]:
         if self.scores is None:

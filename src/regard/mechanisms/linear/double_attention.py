@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer
+from regard.map_layers import WeighingLayer
 from regard.ops.descriptors import distribute, gather
-from regard.ops.masks import check_values, hide_rows
 from regard.ops.pixelwise import pixelwise
 from regard.registry import Card, Sample, register
 
@@ -59,7 +58,7 @@ def double_attention(
         Sample(dim=8, features=5, descriptors=6, reconstruct=False, residual=False),
     ],
 )
-class DoubleAttention(MapLayer):
+class DoubleAttention(WeighingLayer):
     """The A^2 block on lines, images and volumes; see the head of this file.
 
     Args:
@@ -130,30 +129,18 @@ class DoubleAttention(MapLayer):
         y = (out if self.out_proj is None else pixelwise(self.out_proj, out)).unflatten(-1, x.shape[2:])
         return x + y if self.residual else y
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same weights make of other values in the place of A, before R and the residual.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, 1, N, Dv), one for each pixel in row-major order.
-
-        Returns:
-            (B, 1, N, Dv), 0 for masked queries.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, x.shape[0], 1, x.shape[2:].numel())
-        out = self._exchange(x, key_mask, values[:, 0].to(x.dtype).expand(x.shape[0], -1, -1))
-        return hide_rows(out[:, None], None if query_mask is None else query_mask.flatten(1))
+        """What the same weights make of other values in the place of A, before R and the residual."""
+        return self._exchange(x, key_mask, values[:, 0])[:, None]
 
     def _exchange(self, x: Tensor, key_mask: Tensor | None, values: Tensor | None = None) -> Tensor:
         """Z, or what becomes of other values: (B, N, m)."""

@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer
+from regard.map_layers import WeighingLayer
 from regard.ops.descriptors import Normalisation, distribute, gather
-from regard.ops.masks import check_values, hide_rows
 from regard.ops.pixelwise import pixelwise
 from regard.registry import Card, Sample, register
 
@@ -58,7 +57,7 @@ def efficient_attention(
         Sample(dim=8, num_heads=2, key_dim=6, value_dim=10, normalisation="scaling", residual=False),
     ],
 )
-class EfficientAttention(MapLayer):
+class EfficientAttention(WeighingLayer):
     """Efficient attention within a map, or from it to a context of any size; see the head of this file.
 
     Args:
@@ -134,32 +133,18 @@ class EfficientAttention(MapLayer):
         y = pixelwise(self.out_proj, out).unflatten(-1, x.shape[2:])
         return x + y if self.residual else y
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same weights make of other values, before the output projection and the residual.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, H or 1, M, Dv), one for each pixel that is asked, in row-major order.
-
-        Returns:
-            (B, H, N, Dv), 0 for masked queries.
-        """
-        x, source, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, x.shape[0], self.num_heads, source.shape[2:].numel())
-        values = values.to(x.dtype).expand(x.shape[0], self.num_heads, -1, -1)
-        return hide_rows(
-            self._attend(x, source, key_mask, values), None if query_mask is None else query_mask.flatten(1)
-        )
+        """What the same weights make of other values, before the output projection and the residual."""
+        return self._attend(x, source, key_mask, values)
 
     def _attend(self, x: Tensor, source: Tensor, key_mask: Tensor | None, values: Tensor | None = None) -> Tensor:
         asked = source.flatten(2)

@@ -21,10 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer, hide_pixels
+from regard.map_layers import WeighingLayer, hide_pixels
 from regard.ops.batch_norm import MapBatchNorm
 from regard.ops.descriptors import distribute, gather
-from regard.ops.masks import check_values, hide_rows
 from regard.ops.pixelwise import pixelwise
 from regard.registry import Card, Sample, register
 
@@ -64,7 +63,7 @@ def fast_attention(
     "fast_attention_segmentation",
     samples=[Sample(dim=12, head_dim=4), Sample(dim=12, head_dim=5, normalise=False)],
 )
-class FastAttention(MapLayer):
+class FastAttention(WeighingLayer):
     """Projections, batch norms and a residual around it, for maps of one to three axes; see the head of this file.
 
     Args:
@@ -136,28 +135,19 @@ class FastAttention(MapLayer):
         y = F.leaky_relu(self.out_norm(pixelwise(self.out_proj, out.mT), queries)) + pixels
         return y.unflatten(-1, x.shape[2:])
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same weights make of other values (B or 1, 1, M, Dv): (B, 1, N, Dv).
-
-        Raises:
-            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, and values that do not fit.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        pixels = x.flatten(2)
-        check_values(values, pixels.shape[0], 1, pixels.shape[2])
+        """What the same weights make of other values."""
         keys, queries = (None if mask is None else mask.flatten(1) for mask in (key_mask, query_mask))
-        values = values[:, 0].to(pixels.dtype).expand(pixels.shape[0], -1, -1)
-        return hide_rows(self._attend(pixels, values, keys, queries)[:, None], queries)
+        return self._attend(x.flatten(2), values[:, 0], keys, queries)[:, None]
 
     def _attend(self, pixels: Tensor, v: Tensor, keys: Tensor | None, queries: Tensor | None) -> Tensor:
         q = self.q_norm(pixelwise(self.q_proj, pixels), queries).mT

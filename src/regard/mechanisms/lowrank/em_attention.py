@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
-from regard.map_layers import MapLayer
+from regard.map_layers import WeighingLayer
 from regard.ops.batch_norm import MapBatchNorm
-from regard.ops.masks import check_values, hide, hide_rows
+from regard.ops.masks import hide
 from regard.ops.moving_average import follow
 from regard.ops.pixelwise import pixelwise
 from regard.registry import Card, Sample, register
@@ -99,7 +99,7 @@ def _precise(x: Tensor) -> torch.autocast:
         Sample(dim=12, num_bases=3, stages=2, claims={"smooth": False}),
     ],
 )
-class EMAttention(MapLayer):
+class EMAttention(WeighingLayer):
     """The unit around the fit, EMAU: two projections, batch norm and a residual; see the head of this file.
 
     Args:
@@ -193,29 +193,21 @@ class EMAttention(MapLayer):
         rebuilt, bases = em_attention(pixelwise(self.in_proj, pixels).mT, start, **options)
         return rebuilt.mT.to(pixels.dtype), bases
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same shares and lengths make of other values (B or 1, 1, M, Dv): (B, 1, N, Dv).
-
-        Raises:
-            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, and values that do not fit.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        h = pixelwise(self.in_proj, x.flatten(2)).mT
-        check_values(values, h.shape[0], 1, h.shape[1])
-        keys, queries = (None if mask is None else mask.flatten(1) for mask in (key_mask, query_mask))
-        share, _, length = _fitted(h, self.bases, self.stages, self.grad, keys)
+        """What the same shares and lengths make of other values."""
+        keys = None if key_mask is None else key_mask.flatten(1)
+        share, _, length = _fitted(pixelwise(self.in_proj, x.flatten(2)).mT, self.bases, self.stages, self.grad, keys)
         mixed = values[:, 0].to(share.dtype).mT @ _averaging(share, keys)
-        return hide_rows((share @ (mixed / length).mT)[:, None].to(values.dtype), queries)
+        return (share @ (mixed / length).mT)[:, None].to(values.dtype)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_bases={self.bases.shape[1]}, stages={self.stages}, grad={self.grad!r}"

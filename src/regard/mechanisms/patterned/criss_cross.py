@@ -13,7 +13,6 @@ For N pixels of an image, an application takes O(N (H + W) C) time, against O(N^
 memory: the weights are never stored. :func:`category_consistent_loss` is the journal version's loss for the features.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from regard.attention import attend
-from regard.map_layers import MapLayer
-from regard.ops.masks import check_values, hide_rows
+from regard.map_layers import WeighingLayer
 from regard.patterns import CrissCross as Cross
 from regard.patterns import Pattern
 from regard.registry import Card, Sample, register
@@ -63,7 +61,7 @@ def criss_cross_attention(
         Sample(dim=8, recurrence=1, key_dim=3, gamma=0.5),
     ],
 )
-class CrissCross(MapLayer):
+class CrissCross(WeighingLayer):
     """A criss-cross block with residual, for maps; see the head of this file.
 
     Args:
@@ -139,24 +137,22 @@ class CrissCross(MapLayer):
         """Attend along rows and columns, again and again; see :class:`regard.map_layers.MapLayer`."""
         return self._after(x, key_mask, self.recurrence).movedim(-1, 1)
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the last application makes of other values (B or 1, 1, pixels, Dv): A v, (B, 1, pixels, Dv)."""
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, len(x), 1, math.prod(x.shape[2:]))
-        values = values[:, 0].to(x.dtype).expand(len(x), -1, -1).unflatten(1, x.shape[2:])
+        """What the last application makes of other values: (B, 1, N, Dv)."""
         pixels = self._after(x, key_mask, self.recurrence - 1)
-        out = criss_cross_attention(self.q_proj(pixels), self.k_proj(pixels), values, key_mask)
-        return hide_rows(out.flatten(1, -2)[:, None], None if query_mask is None else query_mask.flatten(1))
+        out = criss_cross_attention(
+            self.q_proj(pixels), self.k_proj(pixels), values[:, 0].unflatten(1, x.shape[2:]), key_mask
+        )
+        return out.flatten(1, -2)[:, None]
 
     def _after(self, x: Tensor, key_mask: Tensor | None, times: int) -> Tensor:
         """The map after so many applications, with the features last."""

@@ -27,9 +27,8 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend
 from regard.layers import head_width
-from regard.map_layers import MapLayer
+from regard.map_layers import WeighingLayer
 from regard.ops.grid_offsets import AxisWindows, by_remainder, outside_lse, with_offsets
-from regard.ops.masks import check_values
 from regard.patterns import Halo, Pattern
 from regard.registry import Card, Sample, register
 
@@ -114,7 +113,7 @@ def halo_attention(
         Sample(dim=8, num_heads=2, block=2, halo=2, head_dim=3, project=True, qkv_bias=True, scale_rel=False),
     ],
 )
-class HaloNet(MapLayer):
+class HaloNet(WeighingLayer):
     """Blocked local attention with halos in the place of a convolution; see the head of this file.
 
     Args:
@@ -227,36 +226,19 @@ class HaloNet(MapLayer):
             return self.out_proj(out.movedim(1, 3).flatten(3)).movedim(-1, 1)
         return out.movedim(-1, 2).flatten(1, 2)
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same attention makes of other values, before the output projection; pixels in row-major order.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, H or 1, M, Dv), one for each pixel.
-
-        Returns:
-            (B, H, N, Dv), 0 for masked queries.
-
-        Raises:
-            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, or values that do not fit.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, x.shape[0], self.num_heads, x.shape[2:].numel())
-        values = values.to(x.dtype).expand(x.shape[0], self.num_heads, -1, -1).unflatten(2, x.shape[2:])
-        out = self._attend(x.movedim(1, -1).contiguous(), values, key_mask)
-        if query_mask is not None:
-            out = out.masked_fill(~self.answered(query_mask)[:, None, ..., None], 0.0)
-        return out.flatten(2, 3)
+        """What the windows make of other values; see :class:`regard.map_layers.WeighingLayer`."""
+        pixels = x.movedim(1, -1).contiguous()
+        return self._attend(pixels, values.unflatten(2, x.shape[2:]), key_mask).flatten(2, 3)
 
     def _attend(self, pixels: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         return halo_attention(

@@ -14,7 +14,6 @@ For N pixels in A axes time is O(N K^A C) and memory O(N C): nothing is unfolded
 fits, where NATTEN refuses; with K equal to the sides this is full attention.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +23,7 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
 from regard.layers import head_width
-from regard.map_layers import MapLayer
-from regard.ops.masks import check_values
+from regard.map_layers import WeighingLayer
 from regard.patterns import Neighborhood as Window
 from regard.patterns import Pattern
 from regard.registry import Card, Sample, register
@@ -116,7 +114,7 @@ def _relative(bias: Tensor, window: Window) -> Bias:
         Sample(dim=8, num_heads=2, kernel=(2, 3), causal=True),
     ],
 )
-class Neighborhood(MapLayer):
+class Neighborhood(WeighingLayer):
     """Multi-head neighbourhood attention on maps; see the head of this file.
 
     Args:
@@ -222,22 +220,18 @@ class Neighborhood(MapLayer):
         out = self._attend(x, None, generator)
         return self.proj_drop(self.out_proj(out.movedim(1, -2).flatten(-2))).movedim(-1, 1)
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the attention of x makes of other values (B or 1, H or 1, pixels, Dv): A v, (B, H, pixels, Dv)."""
-        x, _, _, _ = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, len(x), self.num_heads, math.prod(x.shape[2:]))
-        values = values.to(x.dtype).expand(len(x), self.num_heads, -1, -1).unflatten(2, x.shape[2:])
-        return self._attend(x, values, generator).flatten(2, -2)
+        """What the windows make of other values; see :class:`regard.map_layers.WeighingLayer`."""
+        return self._attend(x, values.unflatten(2, x.shape[2:]), generator).flatten(2, -2)
 
     def _attend(self, x: Tensor, values: Tensor | None, generator: Generator | None) -> Tensor:
         """(B, H, *grid, Dv), of the map's own values or of others, one for each query head."""

@@ -30,9 +30,8 @@ from torch import Generator, Tensor, nn
 
 from regard.attention import attend, merge
 from regard.layers import head_width
-from regard.map_layers import MapLayer, hide_pixels
+from regard.map_layers import WeighingLayer, hide_pixels
 from regard.ops.grid_offsets import AxisWindows, by_remainder, outside_lse, with_offsets
-from regard.ops.masks import check_values
 from regard.patterns import Halo, Neighborhood, Pattern
 from regard.registry import Card, Sample, UnsupportedError, register
 from regard.scores import Bias, RelativeGrid
@@ -157,7 +156,7 @@ def _in_windows(
         Sample(dim=8, num_heads=2, kernel=4, stride=2, dim_out=12, edge="zeros", grouped=True),
     ],
 )
-class SASA(MapLayer):
+class SASA(WeighingLayer):
     """Stand-alone self-attention in the place of a convolution; see the head of this file.
 
     Args:
@@ -256,34 +255,18 @@ class SASA(MapLayer):
         pixels = x.movedim(1, -1).contiguous()
         return self._mixed(pixels, self._project(self._value_weight(), pixels), key_mask, query_mask)
 
-    def weigh(
+    def mix(
         self,
         x: Tensor,
+        source: Tensor,
         values: Tensor,
-        context: Tensor | None = None,
         *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
+        key_mask: Tensor | None,
+        query_mask: Tensor | None,
+        generator: Generator | None,
     ) -> Tensor:
-        """What the same attention, and the means after it, make of other values; pixels in row-major order.
-
-        Args:
-            x, context, key_mask, query_mask, segments, generator: as in ``forward``.
-            values: (B or 1, H or 1, M, Dv), one for each pixel.
-
-        Returns:
-            (B, H, N, Dv), 0 for masked queries.
-
-        Raises:
-            ValueError, TypeError, UnsupportedError: what ``forward`` refuses, or values that do not fit.
-        """
-        x, _, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        check_values(values, x.shape[0], self.num_heads, x.shape[2:].numel())
-        values = values.to(x.dtype).expand(x.shape[0], self.num_heads, -1, -1).unflatten(2, x.shape[2:])
-        y = self._mixed(x.movedim(1, -1).contiguous(), values, key_mask, query_mask)
-        y = hide_pixels(y, None if query_mask is None else self.answered(query_mask))
+        """What the windows, and the means after them, make of other values."""
+        y = self._mixed(x.movedim(1, -1).contiguous(), values.unflatten(2, x.shape[2:]), key_mask, query_mask)
         return y.unflatten(1, (self.num_heads, -1)).flatten(3).mT
 
     def _mixed(self, pixels: Tensor, v: Tensor, key_mask: Tensor | None, query_mask: Tensor | None) -> Tensor:

@@ -3,8 +3,9 @@ import torch
 from torch.testing import assert_close
 
 import regard
-from regard.map_layers import MapAttention, OnPixels, like_format, pixels_of
+from regard.map_layers import like_format, pixels_of
 from regard.models import map_attention
+from regard.pixel_layers import MapAttention, OnPixels
 from regard.registry import UnsupportedError
 
 

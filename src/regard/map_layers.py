@@ -4,20 +4,16 @@ A map has one to three axes: a line, an image, a volume. A pixel is one of its p
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Generator, Tensor
 
-from regard.layers import MultiHead
 from regard.ops.masks import check_values, hide_rows
 from regard.patterns import Pattern
-from regard.registry import Core, Layer, UnsupportedError
+from regard.registry import Layer, UnsupportedError
 
 __all__ = [
-    "MapAttention",
     "MapLayer",
-    "OnPixels",
     "WeighingLayer",
     "fixed_pattern",
     "hide_pixels",
@@ -200,93 +196,6 @@ class WeighingLayer(MapLayer):
         out = self.mix(x, source, values, key_mask=key_mask, query_mask=query_mask, generator=generator)
         answered = None if query_mask is None else self.answered(query_mask)
         return hide_rows(out, None if answered is None else answered.flatten(1))
-
-
-class OnPixels(MapLayer):
-    """A layer on sequences at the pixels of a map, in row-major order; of any number of axes.
-
-    Args:
-        layer: (B, N, C) -> (B, N, C).
-        dim: C.
-    """
-
-    num_axes = None
-
-    def __init__(self, layer: Layer, dim: int) -> None:
-        super().__init__()
-        self.layer, self.dim = layer, dim
-        self.card, self.mechanism = layer.card, layer.mechanism
-
-    def reset_parameters(self) -> None:
-        """As the layer does."""
-        if reset := getattr(self.layer, "reset_parameters", None):
-            reset()
-
-    def pattern_on(self, sides: Sequence[int]) -> Pattern | None:
-        """That of the layer, along the row of all pixels."""
-        return fixed_pattern(self.layer, sides)
-
-    def respond(
-        self,
-        x: Tensor,
-        source: Tensor,
-        *,
-        key_mask: Tensor | None,
-        query_mask: Tensor | None,
-        generator: Generator | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Flatten, attend, and put every pixel back."""
-        context = None if source is x else pixels_of(source)
-        masks = _flat(key_mask=key_mask, query_mask=query_mask)
-        y, aux = self.layer(pixels_of(x), context, **masks, generator=generator, return_aux=True)
-        return y.mT.unflatten(-1, x.shape[2:]), aux
-
-    def weigh(
-        self,
-        x: Tensor,
-        values: Tensor,
-        context: Tensor | None = None,
-        *,
-        key_mask: Tensor | None = None,
-        query_mask: Tensor | None = None,
-        segments: Tensor | None = None,
-        generator: Generator | None = None,
-    ) -> Tensor:
-        """The layer's weights on any values, pixels in row-major order, as :meth:`regard.layers.MultiHead.weigh`.
-
-        Raises:
-            UnsupportedError: a layer without weights.
-        """
-        weigh = getattr(self.layer, "weigh", None)
-        if weigh is None:
-            raise UnsupportedError(f"{self.mechanism} has no weights to show")
-        x, source, key_mask, query_mask = self.admit(x, context, key_mask, query_mask, segments)
-        masks = _flat(key_mask=key_mask, query_mask=query_mask)
-        return weigh(pixels_of(x), values, None if context is None else pixels_of(source), **masks, generator=generator)
-
-
-class MapAttention(OnPixels):
-    """Any core between four projections, on the pixels of a map.
-
-    Args:
-        dim: C.
-        num_heads: H.
-        core: what happens between the projections.
-        options: those of :class:`regard.layers.MultiHead`.
-
-    Example:
-        >>> import regard
-        >>> layer = MapAttention(12, 3, regard.core("linear_transformer", head_dim=4))
-        >>> layer(torch.randn(2, 12, 5, 7)).shape
-        torch.Size([2, 12, 5, 7])
-    """
-
-    def __init__(self, dim: int, num_heads: int, core: Core, **options: Any) -> None:
-        super().__init__(MultiHead(dim, num_heads, core, **options), dim)
-
-
-def _flat(**masks: Tensor | None) -> dict[str, Tensor | None]:
-    return {name: None if mask is None else mask.flatten(1) for name, mask in masks.items()}
 
 
 def fixed_pattern(layer: Layer, sides: Sequence[int]) -> Pattern | None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from regard.factory import card, create
-from regard.map_layers import OnPixels
+from regard.pixel_layers import OnPixels
 from regard.registry import Layer, UnsupportedError
 
 

@@ -5,6 +5,8 @@ import torch.distributed as dist
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from regard.ops.recomputation import repeated
+
 
 @torch.no_grad()
 def follow(
@@ -30,7 +32,7 @@ def follow(
         >>> average
         tensor([2., 3.])
     """
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    if repeated():
         return
     counts = torch.ones(found.shape[0], device=found.device, dtype=found.dtype) if real is None else real.to(found)
     total = torch.cat((counts @ found.flatten(1), counts.sum()[None]))

@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from regard.ops.recomputation import repeated
+
 EPS = 1e-5
 """Added to the counts."""
 
@@ -61,7 +63,7 @@ class OnlineKMeans(nn.Module):
     @torch.no_grad()
     def move(self) -> None:
         """Put the means where the sums say, at the start of a training step."""
-        if _repeated():
+        if repeated():
             return
         total = self.counts.sum(-1, keepdim=True)
         count = total * (self.counts + EPS) / (total + self.counts.shape[-1] * EPS)
@@ -75,7 +77,7 @@ class OnlineKMeans(nn.Module):
     @torch.no_grad()
     def add(self, x: Float[Tensor, "B H N D"], groups: Int[Tensor, "B H N"]) -> None:
         """Let tokens join the sums of their clusters; those of cluster K join none."""
-        if _repeated():
+        if repeated():
             return
         heads, clusters, width = self.means.shape
         row = groups + torch.arange(heads, device=x.device)[:, None] * (clusters + 1)
@@ -109,8 +111,3 @@ def nearest(affinity: Float[Tensor, "B H N K"], mask: Bool[Tensor, "B N"] | None
     """
     found = affinity.max(-1).indices
     return found if mask is None else found.masked_fill(~mask[:, None], affinity.shape[-1])
-
-
-def _repeated() -> bool:
-    """Whether a backward pass is under way, which repeats a forward pass to save its memory."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -83,6 +83,8 @@ def test_the_published_size():
 def test_refusals():
     with pytest.raises(ValueError, match="combine='mean'"):
         BAM(8, combine="mean")
+    with pytest.raises(ValueError, match="reduction=0"):
+        BAM(8, reduction=0)
     with pytest.raises(ValueError, match=r"shape \(1, 1\) .* train with two maps or more"):
         BAM(8).train()(torch.randn(1, 8, 3, 3))
     assert BAM(8).eval()(torch.randn(1, 8, 3, 3)).isfinite().all()

@@ -145,6 +145,8 @@ def test_refusals():
     for gates in ((), ("channel", "channel"), ("pixel",)):
         with pytest.raises(ValueError, match="each once"):
             CBAM(8, gates=gates)
+    with pytest.raises(ValueError, match="reduction=0 must be positive"):
+        CBAM(8, reduction=0)
     with pytest.raises(ValueError, match="kernel_size=4"):
         CBAM(8, kernel_size=4)
     with pytest.raises(UnsupportedError, match="cannot be causal: each gate has seen the whole map"):

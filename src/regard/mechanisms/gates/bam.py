@@ -114,7 +114,7 @@ class BAM(MapLayer):
     ``return_aux`` tells the branches, ``map/channel`` (B, C) and ``map/spatial`` (B, H, W), before the sigmoid.
 
     Raises:
-        ValueError: an unknown ``combine``; a single map in training, whose statistics mean nothing.
+        ValueError: an unknown ``combine`` or sizes that are not positive; a single map in training, whose statistics mean nothing.
     """
 
     card = Card(
@@ -145,6 +145,8 @@ class BAM(MapLayer):
         super().__init__()
         if combine not in get_args(Combine):
             raise ValueError(f'combine={combine!r} is neither "sum" nor "product"')
+        if min(dim, reduction, dilation, depth + 1) < 1:
+            raise ValueError(f"dim={dim}, reduction={reduction}, dilation={dilation}, depth={depth}: no such sizes")
         self.dim, width = dim, max(1, dim // reduction)
         self.combine: Combine = combine
         factory: dict[str, Any] = {"device": device, "dtype": dtype}

@@ -134,7 +134,7 @@ class CBAM(MapLayer):
     ``return_aux`` tells the gates, ``map/channel`` (B, C) and ``map/spatial`` (B, H, W).
 
     Raises:
-        ValueError: unknown or no pools or gates, or an even kernel.
+        ValueError: unknown or no pools or gates, an even kernel, or sizes that are not positive.
     """
 
     card = Card(
@@ -168,6 +168,8 @@ class CBAM(MapLayer):
             raise ValueError(f"pools={pools!r}: name one or more of {', '.join(POOLS)}")
         if not gates or set(gates) - set(get_args(Gate)) or len(set(gates)) < len(gates):
             raise ValueError(f'gates={gates!r}: name "channel", "spatial" or both, each once')
+        if min(dim, reduction) < 1:
+            raise ValueError(f"dim={dim} and reduction={reduction} must be positive")
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size={kernel_size}: only an odd one has a centre")
         self.dim, self.gates = dim, tuple(gates)

@@ -114,8 +114,8 @@ class BAM(MapLayer):
     ``return_aux`` tells the branches, ``map/channel`` (B, C) and ``map/spatial`` (B, H, W), before the sigmoid.
 
     Raises:
-        ValueError: an unknown ``combine`` or sizes that are not positive; a single map in training, whose statistics mean
-            nothing.
+        ValueError: an unknown ``combine`` or sizes that are not positive; a single map in training, whose statistics
+            mean nothing.
     """
 
     card = Card(

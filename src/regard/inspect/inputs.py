@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from regard.inspect.subject import KEYS, Subject
+from regard.map_layers import MapLayer
+from regard.pair_layers import PairLayer
 from regard.registry import Card, Causality, Core
 
 LENGTH, SIDES = 17, (6, 7)
 """The tokens and the image of inputs made here; odd, so that nothing divides them."""
+
+OTHER_LENGTH, OTHER_SIDES = 13, (5, 7)
+"""Those of the other one of a pair."""
 
 
 def make_subject(
@@ -90,10 +95,15 @@ def default_inputs(module: nn.Module, card: Card | None) -> dict[str, Tensor]:
         counts = {"q": heads, "k": groups, "v": groups}
         return {name: torch.randn(2, n, length, width, generator=generator, **place) for name, n in counts.items()}
     width = _size(module, "dim")
-    if width is None or card.data == "pair":
+    pair, on_maps = card.data == "pair", isinstance(module, MapLayer)
+    if width is None or (pair and not isinstance(module, (PairLayer, MapLayer))):
         raise ValueError(f"nothing says how wide the inputs of {type(module).__name__} are: {way_out}")
-    shape = (2, width, *SIDES) if card.data == "map" else (2, length, width)
-    return {"x": torch.randn(shape, generator=generator, **place)}
+    shape = (2, width, *SIDES) if on_maps or card.data == "map" else (2, length, width)
+    shapes = {"x": shape}
+    if pair:
+        other = _size(module, "context_dim") or width
+        shapes["context"] = (2, other, *OTHER_SIDES) if on_maps else (2, min(length, OTHER_LENGTH), other)
+    return {name: torch.randn(shape, generator=generator, **place) for name, shape in shapes.items()}
 
 
 def _size(module: nn.Module, name: str) -> int | None:

@@ -185,6 +185,8 @@ def obstacle(
     about = entrant.card
     if about.data not in data:
         return f"works on {about.data}s, not on {data[0]}s"
+    if data[0] == "pair" and not about.cross:
+        return "attends within one input, not from one to another"
     if causal and about.causal is None:
         return f"not causal: {about.refuses.get('causal', 'an earlier output depends on later inputs')}"
     try:

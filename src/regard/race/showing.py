@@ -49,7 +49,7 @@ def _asked(model: nn.Module, gallery: Gallery) -> tuple[Sequence[Sight], Sequenc
     devices = [place] if place.type == "cuda" else []
     with torch.enable_grad(), torch.random.fork_rng(devices):
         tokens = batch.tokens.detach().clone().requires_grad_()
-        prediction = model(tokens, key_mask=batch.key_mask)
+        prediction = model(tokens, **batch.options)
         (gradient,) = torch.autograd.grad(gallery.evidence(prediction).sum(), tokens)
     return gallery.answers(prediction.detach().cpu()), gallery.looked(gradient.cpu())
 

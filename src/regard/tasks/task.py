@@ -2,8 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -36,7 +36,9 @@ class Batch:
 
     A task on numbers has vectors for tokens, (B, N, C), and numbers for targets; a task on images has maps for tokens,
     (B, C, H, W), and a mask of pixels, (B, H, W).
-    ``units`` says which held-out document each row belongs to, ``amounts`` how much of it the row scores (bytes, or 1).
+    A task on pairs has a ``context`` as well, the other one of each pair: tokens (B, S), maps, or what else the task's
+    model takes. ``units`` says which held-out document each row belongs to, ``amounts`` how much of it the row scores
+    (bytes, or 1).
     """
 
     tokens: Num[Tensor, "B *N"]
@@ -44,17 +46,28 @@ class Batch:
     key_mask: Bool[Tensor, "B *K"] | None = None
     units: tuple[str, ...] = ()
     amounts: tuple[float, ...] = ()
+    context: Num[Tensor, "B *S"] | None = None
+    context_mask: Bool[Tensor, "B *L"] | None = None
+
+    @property
+    def options(self) -> dict[str, Tensor | None]:
+        """What a model takes beside the tokens: the mask, and of a pair the context and its mask."""
+        pair = {} if self.context is None else {"context": self.context, "context_mask": self.context_mask}
+        return {"key_mask": self.key_mask, **pair}
 
     def to(self, device: object) -> "Batch":
         """The same batch on ``device``."""
-        mask = None if self.key_mask is None else self.key_mask.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        tokens, targets = self.tokens.to(device), self.targets.to(device)  # pyright: ignore[reportCallIssue, reportArgumentType]
-        return Batch(tokens, targets, mask, self.units, self.amounts)
+        return self._each(lambda tensor: tensor.to(device))  # pyright: ignore[reportUnknownLambdaType, reportCallIssue, reportArgumentType]
 
     def first(self, count: int) -> "Batch":
         """Its first rows."""
-        mask = None if self.key_mask is None else self.key_mask[:count]
-        return Batch(self.tokens[:count], self.targets[:count], mask, self.units[:count], self.amounts[:count])
+        batch = self._each(lambda tensor: tensor[:count])
+        return replace(batch, units=self.units[:count], amounts=self.amounts[:count])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        names = ("tokens", "targets", "key_mask", "context", "context_mask")
+        found = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: change(tensor) for name, tensor in found.items() if tensor is not None})
 
     @property
     def positions(self) -> int:

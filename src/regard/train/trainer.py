@@ -80,7 +80,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             # half a step ahead: at the very start the rate would be 0, and the first step of a budget in seconds lost
             group["lr"] = self.rate * rate_factor(self._middle_of_step())
-        prediction, told = self.model(batch.tokens, key_mask=batch.key_mask, return_aux=True)
+        prediction, told = self.model(batch.tokens, **batch.options, return_aux=True)
         loss = self.task.loss(prediction, batch)
         extra = [value for name, value in told.items() if name.startswith("loss/")]
         self.accelerator.backward(sum(extra, loss))
@@ -102,7 +102,7 @@ class Trainer:
         with torch.no_grad(), torch.random.fork_rng():
             for batch in self.task.held_out(part):
                 batch = batch.to(self.accelerator.device)
-                prediction = self.model(batch.tokens, key_mask=batch.key_mask)
+                prediction = self.model(batch.tokens, **batch.options)
                 rows.append(self.task.scores(prediction, batch).double().cpu())
                 names += batch.units
                 amounts += batch.amounts

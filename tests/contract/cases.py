@@ -9,6 +9,8 @@ import torch
 import regard
 from regard.factory import find
 from regard.inspect.inputs import LENGTH, default_inputs, make_subject
+from regard.map_layers import MapLayer
+from regard.pair_layers import PairLayer
 from regard.registry import Card, Sample
 
 
@@ -79,6 +81,8 @@ USUAL = tuple(case for case in LAYERS if case.sample.inputs is None)
 SEQUENCES = tuple(case for case in USUAL if case.card.data in ("sequence", "set"))
 SETS = tuple(case for case in SEQUENCES if case.card.data == "set")
 MAPS = tuple(case for case in USUAL if case.card.data == "map")
+PAIRS = tuple(case for case in USUAL if issubclass(find(case.name).cls, PairLayer))
+MAP_PAIRS = tuple(case for case in USUAL if case.card.data == "pair" and issubclass(find(case.name).cls, MapLayer))
 CORES = tuple(case for case in CASES if case.kind == "core")
 NAMES = tuple(dict.fromkeys(case.name for case in CASES))
 

@@ -36,8 +36,8 @@ def test_parameters_are_made_where_asked(case):
 def test_gradcheck(case):
     module = case.build().double()
     subject = case.subject(module)
-    inputs = subject.cut(subject.span - TINY) if subject.axes else dict(subject.inputs)
-    inputs = {name: value.double().requires_grad_() for name, value in inputs.items()}
+    short = {name: subject.cut(subject.length(name) - TINY, [name])[name] for name in subject.axes}
+    inputs = {name: value.double().requires_grad_() for name, value in {**subject.inputs, **short}.items()}
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     keep = torch.arange(TINY) < torch.tensor([[TINY], [TINY - 2]])
     mask = {subject.mask_name: subject._mask(keep)} if subject.takes_mask else {}

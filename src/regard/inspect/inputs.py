@@ -45,7 +45,7 @@ def make_subject(
     card = card or _card(module)
     if isinstance(module, Core):
         time_dim = 2
-    elif card is not None and card.data == "map":
+    elif isinstance(module, MapLayer) or (card is not None and card.data == "map"):
         time_dim = -1
     if inputs is None:
         inputs = default_inputs(module, card)

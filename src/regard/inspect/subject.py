@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regard.inspect.measure import named
 from regard.inspect.report import Verdict
 from regard.inspect.tensors import first_tensor, noise
+from regard.map_layers import MapLayer
 from regard.registry import Card, Causality, Core
 
 Side = Literal["left", "right"]
@@ -104,7 +105,8 @@ class Subject:
         if self.claim and self.card:
             return self.ordered  # padding the keys alone would move the queries in time
         lengths = {self.length(name) for name in keys}
-        return tuple(keys) if owners else tuple(name for name in self.axes if self.length(name) in lengths)
+        pair = self.card is not None and self.card.data == "pair"  # whose masks are one for each, of whatever length
+        return tuple(keys) if owners or pair else tuple(name for name in self.axes if self.length(name) in lengths)
 
     @property
     def takes_mask(self) -> bool:
@@ -209,7 +211,7 @@ class Subject:
         return rows[keep] if rows.shape[:2] == keep.shape else out
 
     def _mask(self, keep: Tensor) -> Tensor:
-        if self.card is not None and self.card.data == "map":
-            batch, _, height, _ = self.inputs[self.first].shape
+        if isinstance(self.module, MapLayer) or (self.card is not None and self.card.data == "map"):
+            batch, _, height, _ = self.inputs[self.masked[-1]].shape
             keep = keep[:, None, :].expand(batch, height, -1)
         return keep if self.mask_true == "keep" else ~keep

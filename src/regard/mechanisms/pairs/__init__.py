@@ -1,0 +1,1 @@
+"""Two sequences or two maps meet: one asks, the other answers, or both do both."""

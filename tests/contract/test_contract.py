@@ -10,16 +10,20 @@ import torch
 import regard
 import regard.layers
 import regard.map_layers
+import regard.pair_layers
 from regard.layers import MultiHead
 from regard.map_layers import MapLayer
 from regard.mechanisms.linear.linear_transformer import LinearTransformer
 from regard.mechanisms.multi_head import ScaledDotProduct
+from regard.mechanisms.pairs.co_attention import CoAttention
+from regard.pair_layers import PairLayer, WeighingPairLayer
 from regard.registry import UnsupportedError
 from tests.contract import test_lifecycle as lifecycle
 from tests.contract import test_map_layers as map_layers
 from tests.contract import test_maps as maps
 from tests.contract import test_masks as masks
 from tests.contract import test_memories as memories
+from tests.contract import test_pairs as pairs
 from tests.contract import test_rules as rules
 from tests.contract import test_shapes as shapes
 from tests.contract.cases import CASES
@@ -88,6 +92,19 @@ def strangely_strided(forward, self, x, **options):
 
 def of_maps(change):
     return around(MapLayer, "forward", lambda forward, self, x, *a, **k: change(forward(x, *a, **k), x))
+
+
+def of_pairs(change):
+    return around(PairLayer, "forward", lambda forward, self, *a, **k: change(forward(*a, **k)))
+
+
+def nothing_from_nothing(forward, self, x, context, key_mask=None, **options):
+    y = forward(x, context, key_mask=key_mask, **options)
+    return y if key_mask is None else y + (~key_mask.any(-1)).to(y).log().relu()[:, None, None] / 0
+
+
+def unchecked(admit, self, x, context, *arguments, **options):
+    return x, context
 
 
 def eats_options(create, name, **options):
@@ -272,6 +289,46 @@ FAULTS = {
         [around(MapLayer, "forward", strangely_named)],
         map_layers.test_aux_of_maps_is_a_flat_dict_of_named_tensors,
     ),
+    "pairs in float32": (
+        [of_pairs(lambda y: y.float())],
+        lambda case: pairs.test_two_sequences_of_any_length_in_any_dtype(named("luong-0-layer")),
+    ),
+    "padding of a pair gets in": (
+        [instead(regard.pair_layers, "hide", same)],
+        lambda case: pairs.test_padding_of_either_sequence_changes_nothing(named("luong-0-layer"), "right"),
+    ),
+    "a number from nothing": (
+        [around(PairLayer, "forward", nothing_from_nothing)],
+        lambda case: pairs.test_nothing_to_look_at_is_no_disaster(named("luong-0-layer")),
+    ),
+    "weighs padding of a pair": (
+        [drops(WeighingPairLayer, "key_mask", method="weigh")],
+        lambda case: pairs.test_an_exact_map_of_a_pair_is_what_the_layer_does(named("luong-2-layer"), True),
+    ),
+    "takes any pair": (
+        [around(PairLayer, "admit", unchecked)],
+        lambda case: pairs.test_a_pair_that_does_not_fit_is_refused(named("luong-0-layer")),
+    ),
+    "takes any mask of a pair": (
+        [instead(regard.pair_layers, "check_mask", nothing)],
+        lambda case: pairs.test_wrong_masks_of_pairs_are_refused(named("luong-0-layer")),
+    ),
+    "pairs tell strange names": (
+        [around(PairLayer, "forward", strangely_named)],
+        lambda case: pairs.test_aux_of_pairs_is_a_flat_dict_of_named_tensors(named("luong-0-layer")),
+    ),
+    "a length of a pair in the graph": (
+        [of_pairs(lambda y: y * int(str(int(y.shape[1]))))],
+        lambda case: pairs.test_pairs_export_with_dynamic_lengths(named("luong-0-layer"), False),
+    ),
+    "pairs of maps in float32": (
+        [around(CoAttention, "forward", lambda forward, self, *a, **k: tuple(y.float() for y in forward(*a, **k)))],
+        lambda case: pairs.test_two_maps_of_any_size_in_any_dtype(named("co_attention-0-layer")),
+    ),
+    "masked pixels of a pair get in": (
+        [instead(regard.map_layers, "hide_pixels", same)],
+        lambda case: pairs.test_padding_of_either_map_changes_nothing(named("co_attention-0-layer")),
+    ),
     "a side in the graph": (
         [of_maps(lambda y, x: y * int(str(int(x.shape[2]))))],
         map_layers.test_maps_export_with_dynamic_sides,
@@ -312,7 +369,7 @@ def test_every_fault_is_found(fault, monkeypatch):
 def test_no_test_is_left_out():
     tests = {
         name
-        for module in (rules, shapes, masks, lifecycle, maps, memories, map_layers)
+        for module in (rules, shapes, masks, lifecycle, maps, memories, map_layers, pairs)
         for name in vars(module)
         if name.startswith("test_")
     }

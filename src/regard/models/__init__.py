@@ -4,18 +4,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from regard.models.abcnn import ABCNN as ABCNN
     from regard.models.axial_transformer import AxialTransformer as AxialTransformer
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
     from regard.models.bpt import BPT as BPT
     from regard.models.by_name import load_by_name as load_by_name
+    from regard.models.can import CAN as CAN
+    from regard.models.caption_losses import CaptionLoss as CaptionLoss
+    from regard.models.captioner import Captioner as Captioner
     from regard.models.compressive_transformer import CompressiveTransformer as CompressiveTransformer
+    from regard.models.cosnet import COSNet as COSNet
     from regard.models.decoding import generate as generate
     from regard.models.deep_sets import DeepSets as DeepSets
     from regard.models.forecaster import TransformerForecaster as TransformerForecaster
     from regard.models.informer import Informer as Informer
     from regard.models.linformer import Linformer as Linformer
     from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
+    from regard.models.luong_translator import LuongTranslator as LuongTranslator
+    from regard.models.mac_network import MACNetwork as MACNetwork
     from regard.models.map_transformer import MapClassifier as MapClassifier
     from regard.models.map_transformer import MapSegmenter as MapSegmenter
     from regard.models.memformer import Memformer as Memformer
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from regard.models.pkm_transformer import PKMTransformer as PKMTransformer
     from regard.models.plugs import Plug as Plug
     from regard.models.pooler import TransformerPooler as TransformerPooler
+    from regard.models.qacg_bert import ContextGuidedBert as ContextGuidedBert
     from regard.models.reformer import Reformer as Reformer
     from regard.models.residual_network import ResNet as ResNet
     from regard.models.resnet_family import resnet as resnet
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
     from regard.models.reversible import PreNorm as PreNorm
     from regard.models.reversible import ReversibleBlock as ReversibleBlock
     from regard.models.reversible import ReversibleSequence as ReversibleSequence
+    from regard.models.rnnsearch import RNNsearch as RNNsearch
     from regard.models.routing_transformer import RoutingTransformer as RoutingTransformer
     from regard.models.segmenter import Segmenter as Segmenter
     from regard.models.segmenter import segmentation_loss as segmentation_loss
@@ -41,20 +50,30 @@ if TYPE_CHECKING:
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
     from regard.models.transformer import TransformerLM as TransformerLM
     from regard.models.transformer_2017 import Transformer as Transformer
+    from regard.models.translating import beam_search as beam_search
+    from regard.models.translating import greedy as greedy
+    from regard.models.translation_model import TranslationModel as TranslationModel
 
 _FILES = {
+    "abcnn": ("ABCNN",),
     "axial_transformer": ("AxialTransformer",),
     "bert": ("BertEncoder",),
     "bigbird_encoder": ("BigBirdEncoder",),
     "bpt": ("BPT",),
     "by_name": ("load_by_name",),
+    "can": ("CAN",),
+    "caption_losses": ("CaptionLoss",),
+    "captioner": ("Captioner",),
     "compressive_transformer": ("CompressiveTransformer",),
+    "cosnet": ("COSNet",),
     "decoding": ("generate",),
     "deep_sets": ("DeepSets",),
     "forecaster": ("TransformerForecaster",),
     "informer": ("Informer",),
     "linformer": ("Linformer",),
     "longformer_encoder": ("LongformerEncoder",),
+    "luong_translator": ("LuongTranslator",),
+    "mac_network": ("MACNetwork",),
     "map_transformer": ("MapClassifier", "MapSegmenter"),
     "memformer": ("Memformer",),
     "nystromformer": ("Nystromformer",),
@@ -62,17 +81,21 @@ _FILES = {
     "performer": ("Performer",),
     "pkm_transformer": ("PKMTransformer",),
     "pooler": ("TransformerPooler",),
+    "qacg_bert": ("ContextGuidedBert",),
     "reformer": ("Reformer",),
     "plugs": ("Plug",),
     "residual_network": ("ResNet",),
     "resnet_family": ("resnet",),
     "reversible": ("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"),
+    "rnnsearch": ("RNNsearch",),
     "routing_transformer": ("RoutingTransformer",),
     "segmenter": ("Segmenter", "segmentation_loss"),
     "set_transformer": ("SetTransformer",),
     "slim_performer": ("SlimPerformerLM",),
     "transformer": ("TransformerClassifier", "TransformerEncoder", "TransformerLM"),
     "transformer_2017": ("Transformer",),
+    "translating": ("beam_search", "greedy"),
+    "translation_model": ("TranslationModel",),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

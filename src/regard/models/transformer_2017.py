@@ -11,23 +11,25 @@ x + Dropout(sublayer(LayerNorm(x))) with a last norm on each stack (tensor2tenso
 Transformer), ``norm="annotated"`` that repository's own normalisation.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from regard.attention import attend
-from regard.layers import MultiHead
-from regard.mechanisms.multi_head import ScaledDotProduct
+from regard.models.transformer_2017_layers import (
+    AnnotatedNorm,
+    Block,
+    BlockMemory,
+    Norm,
+    Placement,
+    Stack,
+    make_norm,
+    masked_attention,
+)
 
-__all__ = ["AnnotatedNorm", "Block", "Stack", "Transformer", "masked_attention", "sinusoids"]
-
-Placement = Literal["post", "pre"]
-Norm = Literal["layer", "annotated"]
-Activation = Callable[[Tensor], Tensor]
+__all__ = ["AnnotatedNorm", "Block", "DecoderMemory", "Stack", "Transformer", "masked_attention", "sinusoids"]
 
 
 def sinusoids(positions: Int[Tensor, "*B N"], dim: int) -> Float[Tensor, "*B N C"]:
@@ -42,145 +44,18 @@ def sinusoids(positions: Int[Tensor, "*B N"], dim: int) -> Float[Tensor, "*B N C
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[..., :dim].float()
 
 
-def masked_attention(
-    layer: MultiHead,
-    x: Float[Tensor, "B N C"],
-    context: Float[Tensor, "B M C"],
-    mask: Tensor | None = None,
-    *,
-    causal: bool = False,
-) -> Float[Tensor, "B N C"]:
-    """A multi-head layer under a mask for each pair; every query is computed, padding too.
+class DecoderMemory(NamedTuple):
+    """What :meth:`Transformer.step` carries from token to token.
 
-    Args:
-        layer: its projections are used, and its dropout.
-        x: what asks.
-        context: what is asked.
-        mask: Bool (True = takes part) or float (added to the scores), (B or 1, H or 1, N or 1, M).
-        causal: no query sees a later key.
-    """
-    q, k, v = layer._project(x, context, torch.arange(x.shape[1], device=x.device)[None])
-    drop = float(getattr(layer.core, "attn_drop", 0.0)) * layer.training
-    return layer._join(attend(q, k, v, attn_mask=mask, is_causal=causal, dropout_p=drop))
-
-
-class AnnotatedNorm(nn.Module):
-    """a (x - mean) / (std + eps) + b with the unbiased deviation and eps outside the root: not a LayerNorm.
-
-    Args:
-        dim: C.
-        eps: added to the deviation.
+    Attributes:
+        layers: of each layer of the decoder.
+        real: (B, S), True for real source tokens.
+        position: (B,), of the next target token.
     """
 
-    def __init__(
-        self, dim: int, eps: float = 1e-6, *, device: torch.device | None = None, dtype: torch.dtype | None = None
-    ) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(dim, device=device, dtype=dtype))
-
-    def forward(self, x: Float[Tensor, "*B C"]) -> Float[Tensor, "*B C"]:
-        """Normalise the last dimension."""
-        return self.weight * (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + self.eps) + self.bias
-
-
-class Block(nn.Module):
-    """One layer of the encoder, or with ``cross`` of the decoder: residual branches, each with a norm.
-
-    Args:
-        dim, num_heads: C and H.
-        hidden: width of the feed-forward network.
-        cross: also attend to the encoder's output, between self-attention and network.
-        dropout: on every branch, inside the network and on the attention weights.
-        placement: the norm after the sum ("post", the paper) or before the branch ("pre").
-        norm: "layer" or "annotated".
-        norm_eps: of the norms.
-        activation: inside the network.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        hidden: int,
-        *,
-        cross: bool = False,
-        dropout: float = 0.1,
-        placement: Placement = "post",
-        norm: Norm = "layer",
-        norm_eps: float = 1e-6,
-        activation: Activation = F.relu,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.self_attention = MultiHead(dim, num_heads, ScaledDotProduct(), attn_drop=dropout, **factory)
-        self.cross_attention = (
-            MultiHead(dim, num_heads, ScaledDotProduct(), attn_drop=dropout, **factory) if cross else None
-        )
-        self.first = nn.Linear(dim, hidden, **factory)
-        self.second = nn.Linear(hidden, dim, **factory)
-        self.norms = nn.ModuleList(make_norm(norm, dim, norm_eps, **factory) for _ in range(3 if cross else 2))
-        self.drop, self.placement, self.activation = nn.Dropout(dropout), placement, activation
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Xavier-uniform matrices, biases 0."""
-        for linear in (self.first, self.second):
-            nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
-
-    def forward(
-        self,
-        x: Float[Tensor, "B N C"],
-        memory: Float[Tensor, "B M C"] | None = None,
-        *,
-        mask: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        causal: bool = False,
-    ) -> Float[Tensor, "B N C"]:
-        """One layer.
-
-        Args:
-            x: what comes from below.
-            memory: the encoder's output, for a layer with ``cross``.
-            mask, memory_mask: who may look at whom in x and in memory, as in :func:`masked_attention`.
-            causal: nobody sees a later token of x.
-        """
-        attention, cross = self.self_attention, self.cross_attention
-        x = self._branch(0, x, lambda y: masked_attention(attention, y, y, mask, causal=causal))
-        if cross is not None:
-            if memory is None:
-                raise ValueError("a layer with cross attention needs the encoder's output: pass memory")
-            x = self._branch(1, x, lambda y: masked_attention(cross, y, memory, memory_mask))
-        return self._branch(-1, x, lambda y: self.second(self.drop(self.activation(self.first(y)))))
-
-    def _branch(self, number: int, x: Tensor, branch: Activation) -> Tensor:
-        norm = self.norms[number]
-        if self.placement == "pre":
-            return x + self.drop(branch(norm(x)))
-        return norm(x + self.drop(branch(x)))
-
-
-class Stack(nn.Module):
-    """Layers one after the other, and a last norm or none.
-
-    Args:
-        layers: the layers.
-        norm: after the last one.
-    """
-
-    def __init__(self, layers: Iterable[Block], norm: nn.Module | None = None) -> None:
-        super().__init__()
-        self.layers, self.norm = nn.ModuleList(layers), norm
-
-    def forward(self, x: Float[Tensor, "B N C"], *args: Any, **options: Any) -> Float[Tensor, "B N C"]:
-        """All layers; arguments as in :class:`Block`."""
-        for layer in self.layers:
-            x = layer(x, *args, **options)
-        return x if self.norm is None else self.norm(x)
+    layers: tuple[BlockMemory, ...]
+    real: Bool[Tensor, "B S"]
+    position: Int[Tensor, " B"]
 
 
 class Transformer(nn.Module):
@@ -250,9 +125,8 @@ class Transformer(nn.Module):
         tgt_mask: Tensor | None = None,
     ) -> Float[Tensor, "B T C"]:
         """The decoder's output; masks as in :meth:`forward`."""
-        x = self._embed(self.target_embedding or self.embedding, tgt, tgt_mask)
-        causal = tgt_mask is None or tgt_mask.ndim == 2
-        return self.decoder(x, memory, mask=_pairs(tgt_mask), memory_mask=_pairs(src_mask), causal=causal)
+        x, options = self._decoding(tgt, src_mask, tgt_mask)
+        return self.decoder(x, memory, **options)
 
     def logits(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T V"]:
         """The decoder's output as scores of the target tokens."""
@@ -275,19 +149,67 @@ class Transformer(nn.Module):
         """
         return self.logits(self.decode(tgt, self.encode(src, src_mask), src_mask, tgt_mask))
 
+    def align(
+        self,
+        src: Int[Tensor, "B S"],
+        tgt: Int[Tensor, "B T"],
+        *,
+        src_mask: Tensor | None = None,
+        tgt_mask: Tensor | None = None,
+        layer: int = -1,
+    ) -> Float[Tensor, "B T S"]:
+        """How much the prediction of the token after each target token looks at each source token.
+
+        Args:
+            src, tgt, src_mask, tgt_mask: as in :meth:`forward`.
+            layer: of the decoder; its cross attention is shown, the mean over heads.
+        """
+        memory, layers = self.encode(src, src_mask), list(self.decoder.layers)
+        x, options = self._decoding(tgt, src_mask, tgt_mask)
+        if not -len(layers) <= layer < len(layers):
+            raise ValueError(f"layer={layer}: the decoder has {len(layers)} layers")
+        chosen = cast(Block, layers[layer])
+        for below in layers[: layers.index(chosen)]:
+            x = below(x, memory, **options)
+        return chosen.weights(x, memory, **options).mean(1)
+
+    def begin(self, src: Int[Tensor, "B S"], src_mask: Bool[Tensor, "B S"] | None = None) -> DecoderMemory:
+        """Read the source, once: what :meth:`step` continues from."""
+        memory = self.encode(src, src_mask)
+        carried = tuple(cast(Block, layer).begin(memory) for layer in self.decoder.layers)
+        real = torch.ones_like(src, dtype=torch.bool) if src_mask is None else src_mask
+        return DecoderMemory(carried, real, torch.zeros_like(src[:, 0]))
+
+    def step(self, tokens: Int[Tensor, " B"], memory: DecoderMemory) -> tuple[Float[Tensor, "B V"], DecoderMemory]:
+        """Logits of the token after the next target token, as :meth:`forward` gives them, and the grown memory.
+
+        Args:
+            tokens: the next one of each sentence; the first is the start symbol.
+            memory: from :meth:`begin` or the step before.
+        """
+        x = self._placed(self.target_embedding or self.embedding, tokens[:, None], memory.position[:, None])
+        carried: list[BlockMemory] = []
+        for layer, before in zip(self.decoder.layers, memory.layers, strict=True):
+            x, after = cast(Block, layer).step(x, before, _pairs(memory.real))
+            carried.append(after)
+        x = x if self.decoder.norm is None else self.decoder.norm(x)
+        return self.logits(x)[:, 0], DecoderMemory(tuple(carried), memory.real, memory.position + 1)
+
+    def _decoding(self, tgt: Tensor, src_mask: Tensor | None, tgt_mask: Tensor | None) -> tuple[Tensor, dict[str, Any]]:
+        """What enters the decoder, and the options of its layers."""
+        x = self._embed(self.target_embedding or self.embedding, tgt, tgt_mask)
+        causal = tgt_mask is None or tgt_mask.ndim == 2
+        return x, {"mask": _pairs(tgt_mask), "memory_mask": _pairs(src_mask), "causal": causal}
+
     def _embed(self, table: nn.Embedding, tokens: Tensor, mask: Tensor | None) -> Tensor:
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         if mask is not None and mask.ndim == 2:  # the first real token stands at 0; padding keeps its place
             positions = torch.where(mask, mask.cumsum(-1) - 1, positions)
+        return self._placed(table, tokens, positions)
+
+    def _placed(self, table: nn.Embedding, tokens: Tensor, positions: Tensor) -> Tensor:
         x = table(tokens) * self.dim**0.5
         return self.drop(x + sinusoids(positions, self.dim).to(x.dtype))
-
-
-def make_norm(norm: Norm, dim: int, eps: float, **factory: Any) -> nn.Module:
-    """A norm by its name."""
-    if norm not in ("layer", "annotated"):
-        raise ValueError(f'norm={norm!r} is neither "layer" nor "annotated"')
-    return (nn.LayerNorm if norm == "layer" else AnnotatedNorm)(dim, eps, **factory)
 
 
 def _pairs(mask: Tensor | None) -> Tensor | None:

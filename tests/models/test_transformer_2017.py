@@ -70,8 +70,48 @@ def test_the_base_model_has_the_papers_number_of_parameters():
     assert 62e6 < count < 66e6
 
 
+@pytest.mark.parametrize("options", [{}, {"placement": "pre"}, {"norm": "annotated"}, {"target_vocab_size": 11}])
+def test_token_by_token_as_at_once(options):
+    model, src, tgt = small(**options), torch.randint(14, (3, 6)), torch.randint(11, (3, 5))
+    for mask in (None, torch.arange(6) < torch.tensor([[6], [2], [4]])):
+        memory, found = model.begin(src, mask), []
+        for tokens in tgt.unbind(1):
+            logits, memory = model.step(tokens, memory)
+            found.append(logits)
+        assert_close(torch.stack(found, 1), model(src, tgt, src_mask=mask), rtol=0, atol=1e-12)
+
+
+def test_the_source_is_read_once():
+    model, src = small(), torch.randint(14, (1, 6))
+    before = model.begin(src)
+    _, after = model.step(torch.tensor([1]), before)
+    assert all(a.cross.key is b.cross.key for a, b in zip(after.layers, before.layers, strict=True))
+    assert [layer.own.key.shape[2] for layer in before.layers] == [0, 0]  # the memory from before stays as it was
+
+
+@pytest.mark.parametrize("placement", ["post", "pre"])
+def test_alignments_are_the_weights_of_the_cross_attention(placement):
+    model, src, tgt = small(placement=placement), torch.randint(14, (2, 6)), torch.randint(14, (2, 5))
+    src_mask, tgt_mask = torch.arange(6) < torch.tensor([[6], [3]]), torch.arange(5) < torch.tensor([[5], [4]])
+    seen = []
+    for layer in model.decoder.layers:
+        layer.cross_attention.q_proj.register_forward_hook(lambda *call: seen.append(call[2]))
+        layer.cross_attention.k_proj.register_forward_hook(lambda *call: seen.append(call[2]))
+    _ = model(src, tgt, src_mask=src_mask, tgt_mask=tgt_mask)
+    for number in (0, 1):
+        q, k = (side.unflatten(-1, (4, 4)).transpose(1, 2) for side in seen[2 * number : 2 * number + 2])
+        scores = (q @ k.mT / 2).masked_fill(~src_mask[:, None, None], -torch.inf)
+        found = model.align(src, tgt, src_mask=src_mask, tgt_mask=tgt_mask, layer=number)
+        assert_close(found, scores.softmax(-1).mean(1), rtol=0, atol=1e-12)
+    assert torch.equal(found, model.align(src, tgt, src_mask=src_mask, tgt_mask=tgt_mask))  # the last by default
+    with pytest.raises(ValueError, match="layer=2: the decoder has 2"):
+        model.align(src, tgt, layer=2)
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="norm='batch' is neither"):
         small(norm="batch")
     with pytest.raises(ValueError, match="needs the encoder's output"):
         Block(8, 2, 16, cross=True)(torch.randn(1, 3, 8))
+    with pytest.raises(ValueError, match="build it with cross=True"):
+        Block(8, 2, 16).begin(torch.randn(1, 3, 8))

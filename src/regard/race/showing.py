@@ -2,17 +2,15 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regard.inspect.measure import said
-from regard.tasks.gallery import Gallery, Sight
+from regard.tasks.gallery import Exhibition, Sight
 
 
-def exhibit(gallery: Gallery | None) -> dict[str, Any] | None:
+def exhibit(gallery: Exhibition | None) -> dict[str, Any] | None:
     """The examples themselves for JSON: inputs, truths and the words around them; None: nothing to see."""
     if gallery is None:
         return None
@@ -20,15 +18,15 @@ def exhibit(gallery: Gallery | None) -> dict[str, Any] | None:
         "inputs": [packed(sight) for sight in gallery.inputs],
         "truths": [packed(sight) for sight in gallery.truths],
         "legend": [[name, "#{:02x}{:02x}{:02x}".format(*colour)] for name, colour in gallery.legend],
-        "looking": gallery.looking,
+        "looking": f"{gallery.looking} ({gallery.measured})",
     }
 
 
-def show(model: nn.Module, gallery: Gallery) -> dict[str, Any]:
+def show(model: nn.Module, gallery: Exhibition) -> dict[str, Any]:
     """A model's answers and where it looked, for JSON; or why there are none, which is no reason to lose a run."""
     training = model.training
     try:
-        answers, looked = _asked(model.eval(), gallery)
+        answers, looked = gallery.ask(model.eval())
         return {"answers": [packed(sight) for sight in answers], "looked": [packed(sight) for sight in looked]}
     except Exception as error:
         return {"error": said(error)}
@@ -40,18 +38,6 @@ def packed(sight: Sight) -> dict[str, Any]:
     """For JSON: the words, the picture as a PNG in base64, and whether it is right."""
     picture = "" if sight.picture is None else base64.b64encode(_png(sight.picture)).decode()
     return {"words": sight.words, "picture": picture, "right": sight.right}
-
-
-def _asked(model: nn.Module, gallery: Gallery) -> tuple[Sequence[Sight], Sequence[Sight]]:
-    """One pass forward, one backward; the gradients of the model's parameters stay as they are."""
-    place = next(model.parameters()).device
-    batch = gallery.batch.to(place)
-    devices = [place] if place.type == "cuda" else []
-    with torch.enable_grad(), torch.random.fork_rng(devices):
-        tokens = batch.tokens.detach().clone().requires_grad_()
-        prediction = model(tokens, **batch.options)
-        (gradient,) = torch.autograd.grad(gallery.evidence(prediction).sum(), tokens)
-    return gallery.answers(prediction.detach().cpu()), gallery.looked(gradient.cpu())
 
 
 def _png(picture: Tensor) -> bytes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
 from regard.tasks.task import Batch
 
@@ -45,21 +45,47 @@ class Sight:
     right: bool | None = None
 
 
-class Gallery(ABC):
+class Exhibition(ABC):
     """A few held-out examples to ask every model about.
 
     Attributes:
-        batch: the examples, as a model reads them.
         inputs, truths: what there is to see of each, and what the right answer is.
         legend: what colours stand for.
         looking: what the pictures of strengths say, in words.
+        measured: what a strength is, and how it is drawn.
     """
 
-    batch: Batch
     inputs: Sequence[Sight]
     truths: Sequence[Sight]
     legend: Sequence[tuple[str, Colour]] = ()
     looking: str
+    measured: str
+
+    @abstractmethod
+    def ask(self, model: nn.Module) -> tuple[Sequence[Sight], Sequence[Sight]]:
+        """What a model, in eval mode, says to each example, and where it looked; the model stays as it was."""
+
+
+class Gallery(Exhibition):
+    """Examples that are read at once, in one batch, by a model whose gradient says where it looked.
+
+    Attributes:
+        batch: the examples, as a model reads them.
+    """
+
+    batch: Batch
+    measured = "length of the gradient; darkest at the largest, and relative to it"
+
+    def ask(self, model: nn.Module) -> tuple[Sequence[Sight], Sequence[Sight]]:
+        """One pass forward, one backward; the gradients of the model's parameters stay as they are."""
+        place = next(model.parameters()).device
+        batch = self.batch.to(place)
+        devices = [place] if place.type == "cuda" else []
+        with torch.enable_grad(), torch.random.fork_rng(devices):
+            tokens = batch.tokens.detach().clone().requires_grad_()
+            prediction = model(tokens, **batch.options)
+            (gradient,) = torch.autograd.grad(self.evidence(prediction).sum(), tokens)
+        return self.answers(prediction.detach().cpu()), self.looked(gradient.cpu())
 
     @abstractmethod
     def answers(self, prediction: Tensor) -> list[Sight]:

@@ -14,7 +14,7 @@ def gallery(told: dict[str, Any]) -> str:
         return ""
     remark = (
         "The same examples of the test part for everybody. Below each answer stands where it came from: "
-        f"{shown['looking']} (length of the gradient; darkest at the largest, and relative to it)."
+        f"{shown['looking']}."
     )
     rows = [_row("input", shown["inputs"]), _row("truth", shown["truths"])]
     rows += [row for entry in entries for row in _entrant(entry)]

@@ -59,13 +59,13 @@ def _card(entry: dict[str, Any]) -> str:
     words = IN_WORDS[found["kind"]]
     words += f", from {MIXTURES} mixtures of its features" if found["kind"] == "jacobian" else ""
     words += f", mean of {len(heads)} heads and each of them" if several else ""
-    large = _image(heads.mean(0), f"{entry['label']}, mean of the heads" if several else entry["label"])
-    small = "".join(_image(head, f"{entry['label']}, head {number}") for number, head in enumerate(heads))
+    large = image(heads.mean(0), f"{entry['label']}, mean of the heads" if several else entry["label"])
+    small = "".join(image(head, f"{entry['label']}, head {number}") for number, head in enumerate(heads))
     below = f'<div class="heads">{small}</div>' if several else ""
     return f"<figure>{large}{below}{title}<figcaption>{escape(words)}</figcaption></figure>"
 
 
-def _image(weights: Tensor, name: str) -> str:
+def image(weights: Tensor, name: str) -> str:
     """A picture that also carries its numbers: the opacity of a cell is its share of the largest weight of its row."""
     shares = (127 * relative(weights)).round().to(torch.int8)
     source = base64.b64encode(_png(shares)).decode()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from regard.tasks.gallery import Gallery
+    from regard.tasks.gallery import Exhibition
 
 Part = Literal["validation", "test"]
 
@@ -99,7 +99,7 @@ class Task(ABC):
         metric: how quality is written.
         unit: what a position of a sequence is, in the plural.
         loss_unit, loss_scale: how the training loss is shown: nats times ``loss_scale``.
-        vocab_size: kinds of tokens; a token fits a byte.
+        vocab_size: kinds of tokens; where there is a passage to look at, a token fits a byte.
         length: the most positions of a sequence.
         num_classes: kinds of answers.
     """
@@ -143,7 +143,7 @@ class Task(ABC):
         """Other scores of each row, by name; they are told, and decide nothing."""
         return {}
 
-    def gallery(self) -> "Gallery | None":
+    def gallery(self) -> "Exhibition | None":
         """A few held-out examples for the report, with what there is to see of them; None: there is nothing to see."""
         return None
 

@@ -62,18 +62,28 @@ def test_step_by_step_is_the_same(kind):
         previous = word
 
 
-def test_a_caption_is_the_likeliest_words_up_to_the_end():
+@pytest.mark.parametrize("end", [0, 1])
+def test_a_caption_is_the_likeliest_words_up_to_the_end(end):
     model = build().eval()
     _, annotations = inputs(batch=5)
-    words = model.caption(annotations, max_length=9)
+    words = model.caption(annotations, end=end, max_length=9)
     logits = model(words, annotations)
     for row, scores in zip(words, logits, strict=True):
-        length = int((row == 0).nonzero()[0]) + 1 if (row == 0).any() else len(row)
+        length = int((row == end).nonzero()[0]) + 1 if (row == end).any() else len(row)
         assert_close(row[:length], scores.argmax(-1)[:length])
-        assert not row[length:].any()
+        assert bool((row[length:] == end).all())
+
+
+def test_captions_are_drawn_by_a_generator():
+    model = build().eval()
+    _, annotations = inputs(batch=5)
     drawn = [model.caption(annotations, temperature=2.0, generator=torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert_close(drawn[0], drawn[1])
     assert drawn[0].shape != drawn[2].shape or not torch.equal(drawn[0], drawn[2])
+    words = model.caption(annotations, temperature=9.0, max_length=20, generator=torch.Generator().manual_seed(0))
+    ended = (words == 0).cumsum(1) > 0
+    assert ended[:, -2].any(), "some end before the last word"
+    assert not words[ended].any(), "and nothing follows the end"
 
 
 def jensen(model, words, annotations):

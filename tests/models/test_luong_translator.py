@@ -105,6 +105,12 @@ def test_starts_within_a_tenth_and_without_biases():
     assert model.output.out_features == 11
 
 
+def test_in_half_precision():
+    logits = LuongTranslator(11, dim=6, depth=2, dtype=torch.bfloat16)(tokens(2, 5, 11), tokens(2, 4, 11))
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+
+
 def test_learns_to_reverse():
     model = LuongTranslator(6, dim=24, depth=1, alignment="global", dropout=0.0, input_feeding=False)
     accuracy, pointed = learns_to_reverse(model, steps=100)

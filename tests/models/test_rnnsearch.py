@@ -78,6 +78,17 @@ def test_starts_as_the_paper_says():
     assert_close(weights, torch.full((1, 3, 7), 1 / 7), rtol=0, atol=1e-6)
 
 
+def test_in_half_precision():
+    model, src, tgt = (
+        RNNsearch(11, dim=6, embedding_dim=5, maxout_dim=4, dtype=torch.bfloat16),
+        tokens(2, 5, 11),
+        tokens(2, 4, 11),
+    )
+    logits = model(src, tgt)
+    assert logits.dtype == torch.bfloat16
+    assert logits.isfinite().all()
+
+
 def test_learns_to_reverse():
     model = RNNsearch(6, dim=24, embedding_dim=12, maxout_dim=24)
     accuracy, pointed = learns_to_reverse(model, steps=100)

@@ -41,6 +41,8 @@ def test_noise_of_exactly_0_or_1_is_harmless():
     g = sampled_gates(a, torch.tensor([0.0, 1.0]))
     assert g.tolist() == [0.0, 1.0]
     assert torch.autograd.grad(g.sum(), a)[0].isfinite().all()
+    sure = torch.tensor([20.0, -20.0])  # more than the noise that is left can turn
+    assert sampled_gates(sure, torch.tensor([0.0, 1.0])).tolist() == [1.0, 0.0]
 
 
 def test_a_hard_gate_has_the_gradient_of_the_soft_one():

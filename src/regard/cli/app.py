@@ -9,7 +9,8 @@ from regard.cli.errors import plain_errors
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 TaskName = Literal[
-    "lm", "classify", "listops", "pathfinder", "copy", "recall", "series", "images", "segmentation", "sets", "pixels"
+    "lm", "classify", "listops", "pathfinder", "copy", "recall", "series", "images", "segmentation", "sets", "pixels",
+    "translation", "pairs", "fewshot",
 ]  # fmt: skip
 
 app = typer.Typer(
@@ -35,7 +36,11 @@ def race(
             "forecast (series) weather or a CSV file with a column of dates; or name the class of an image (images): "
             "clothes, or a folder with a subfolder for each class; or of each pixel (segmentation): coasts from above, "
             "or a folder with images/ and masks/; or answer for a whole set of points (sets): clusters, max or fashion "
-            "by that word; or predict the next pixel (pixels) of clothes or of a folder of images. [default: lm]"
+            "by that word; or predict the next pixel (pixels) of clothes or of a folder of images; or translate "
+            "(translation) LibreOffice's help, two files of lines or a folder of such files; or tell whether two "
+            "sentences belong together (pairs): its translations, or a file of label, tab, first, tab, second; or name "
+            "the class of an image by a few examples of new classes (fewshot): clothes, or a folder with a subfolder "
+            "for each class, perhaps behind 5-shot. [default: lm]"
         ),
     ] = None,
     scale: Annotated[
@@ -252,3 +257,55 @@ def bench(
         interrupted = print_bench(given, lengths=lengths, out=out)
     if interrupted:
         raise typer.Exit(130)
+
+
+@app.command()
+def heads(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="The folder of an entrant (regard-race/entrants/full), of a Hugging Face model, or PATH.py:function, "
+            "which returns (model, tokenizer)."
+        ),
+    ],
+    data: Annotated[Path, typer.Argument(help="Sentences: .conllu with trees, or a text with a sentence a line.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page. [default: a new regard-heads, regard-heads-2, ...]")
+    ] = None,
+    sentences: Annotated[int, typer.Option(help="How many are looked at, from the beginning.")] = 500,
+    examples: Annotated[int, typer.Option(help="Of how many the maps are drawn.")] = 3,
+    positional: Annotated[
+        float, typer.Option(help="Positional: one offset takes at least this share of the words.")
+    ] = 0.9,
+    margin: Annotated[
+        float, typer.Option(help="Syntactic: a relation is followed so much above its most frequent offset.")
+    ] = 0.1,
+    rare: Annotated[
+        float | None,
+        typer.Option(help="Of rare words: this share of the words looks at the rarest. [default: no such role]"),
+    ] = None,
+    relations: Annotated[
+        str | None, typer.Option(help="Relations, with commas between. [default: nsubj,obj,dobj,amod,advmod]")
+    ] = None,
+    too_long: Annotated[
+        Literal["refuse", "skip"], typer.Option(help="What becomes of sentences over the model's limit.")
+    ] = "refuse",
+    device: Annotated[str, typer.Option(help="What to compute on, such as cpu or cuda.")] = "cpu",
+) -> None:
+    """What each head of a model does: a page with its role, confidence, importance, gate and maps on real sentences."""
+    with plain_errors():
+        from regard.cli.heads import print_heads
+
+        print_heads(
+            model,
+            data,
+            out=out,
+            sentences=sentences,
+            examples=examples,
+            positional=positional,
+            margin=margin,
+            rare=rare,
+            relations=relations,
+            too_long=too_long,
+            device=device,
+        )

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from regard.models.memformer import Memformer as Memformer
     from regard.models.nystromformer import Nystromformer as Nystromformer
     from regard.models.on_maps import map_attention as map_attention
+    from regard.models.pair_classifier import PairClassifier as PairClassifier
     from regard.models.performer import Performer as Performer
     from regard.models.pkm_transformer import PKMTransformer as PKMTransformer
     from regard.models.plugs import Plug as Plug
@@ -78,6 +79,7 @@ _FILES = {
     "memformer": ("Memformer",),
     "nystromformer": ("Nystromformer",),
     "on_maps": ("map_attention",),
+    "pair_classifier": ("PairClassifier",),
     "performer": ("Performer",),
     "pkm_transformer": ("PKMTransformer",),
     "pooler": ("TransformerPooler",),

@@ -286,5 +286,6 @@ def gated_step(
 def _orthogonal(*linears: nn.Linear) -> None:
     """Each square block of each matrix is orthogonal."""
     for linear in linears:
-        for block in linear.weight.split(linear.in_features):
-            nn.init.orthogonal_(block)
+        for block in linear.weight.detach().split(linear.in_features):
+            precise = torch.promote_types(block.dtype, torch.float32)  # there is no QR in half precision
+            block.copy_(nn.init.orthogonal_(torch.empty_like(block, dtype=precise)))

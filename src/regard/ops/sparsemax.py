@@ -22,8 +22,6 @@ def sparsemax_where(
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
     scores = scores - scores.amax(-1, keepdim=True).detach()
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -2.0)  # what lies 1 below the largest has no share
     ranked = scores.detach().sort(-1, descending=True).values
     rank = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
     inside = (1 + rank * ranked > ranked.cumsum(-1)).sum(-1, keepdim=True)

@@ -307,6 +307,9 @@ def test_pictures():
     assert found.plot().get_title() == "exact weights, mean of 3 heads"
     with pytest.raises(ValueError, match="3 tokens, but the map has 4 queries and 5 keys"):
         found.plot(tokens=["a", "b", "c"])
+    for wrong in ({"head": 3}, {"batch": 2}):
+        with pytest.raises(ValueError, match="does not exist: the map has"):
+            found.plot(**wrong)
     pyplot.close("all")
 
 

@@ -70,7 +70,8 @@ class Map:
 
         Raises:
             ImportError: matplotlib is not installed.
-            ValueError: tokens that are neither as many as the queries nor as many as the keys.
+            ValueError: a sequence or a head that does not exist, or tokens that are neither as many as the queries nor
+                as many as the keys.
         """
         from regard.inspect.picture import plot
 

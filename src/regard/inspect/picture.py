@@ -22,6 +22,9 @@ def plot(found: Map, batch: int, head: int | None, tokens: Sequence[str] | None,
         from matplotlib import pyplot
     except ImportError as error:
         raise ImportError("Map.plot draws with matplotlib: pip install 'regard[race]'") from error
+    for name, number, count in (("batch", batch, len(found.tensor)), ("head", head, found.tensor.shape[1])):
+        if number is not None and not -count <= number < count:
+            raise ValueError(f"{name} {number} does not exist: the map has {count}, from 0")
     maps = found.tensor[batch].detach().float().cpu()
     cells = relative(maps.mean(0) if head is None else maps[head])
     n, m = cells.shape

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from regard.models.axial_transformer import AxialTransformer as AxialTransformer
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
+    from regard.models.both_ways import across as across
     from regard.models.bpt import BPT as BPT
     from regard.models.by_name import load_by_name as load_by_name
     from regard.models.can import CAN as CAN
@@ -60,6 +61,7 @@ _FILES = {
     "axial_transformer": ("AxialTransformer",),
     "bert": ("BertEncoder",),
     "bigbird_encoder": ("BigBirdEncoder",),
+    "both_ways": ("across",),
     "bpt": ("BPT",),
     "by_name": ("load_by_name",),
     "can": ("CAN",),

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from regard.mechanisms.pairs.cross_attention_fewshot import CrossAttentionFewshot
-from regard.models.across import Across, across
+from regard.models.both_ways import Across, across
 
 Told = dict[str, Tensor]
 HALVINGS = 2

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from regard.map_layers import MapLayer
-from regard.models.across import Across, across
+from regard.models.both_ways import Across, across
 from regard.models.plugs import under
 from regard.ops.masks import check_mask, hide, positions
 from regard.registry import UnsupportedError

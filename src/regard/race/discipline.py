@@ -145,6 +145,9 @@ class Discipline:
         prepare: makes the data.
         data: what those who race may work on; the first is what the task itself has.
         patch: of a task on images: the side of the squares of pixels that are one place for the attention.
+        trial: makes the task's model with a mechanism and its options, and asks it once; raises ValueError where the
+            mechanism cannot do what its card does not deny.
+        make: the function that makes an entrant's attention, as a user would call it.
     """
 
     name: str
@@ -160,3 +163,5 @@ class Discipline:
     prepare: Callable[["Settings"], Prepared]
     data: tuple[Data, ...] = ("sequence",)
     patch: int | None = None
+    trial: Callable[[str, Mapping[str, Any], "Settings"], object] | None = None
+    make: str = "regard.create"

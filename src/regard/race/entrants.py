@@ -68,7 +68,7 @@ class Entrant:
         """The exact call that makes this entrant's attention."""
         arguments = "".join(f", {name}={value!r}" for name, value in self.arguments(settings).items())
         on_maps = settings.discipline.data[0] == "map" and self.card.data != "map"
-        make = "regard.models.map_attention" if on_maps else "regard.create"
+        make = "regard.models.map_attention" if on_maps else settings.discipline.make
         return f'{make}("{self.name}"{arguments})'
 
 
@@ -204,7 +204,17 @@ def obstacle(
 def _hindrance(entrant: Entrant, settings: Settings) -> str:
     """Why this entrant cannot do the task of a race."""
     task, options = settings.discipline, entrant.arguments(settings)
-    return obstacle(entrant, options, causal=task.causal, data=task.data, sides=settings.sides)
+    reason = obstacle(entrant, options, causal=task.causal, data=task.data, sides=settings.sides)
+    if reason or task.trial is None:
+        return reason
+    try:
+        with torch.random.fork_rng([]), torch.no_grad():
+            task.trial(entrant.name, entrant.options, settings)
+    except ValueError as error:
+        return " ".join(str(error).split())
+    except Exception:
+        return ""  # as above
+    return ""
 
 
 def _trial(name: str, arguments: dict[str, Any], sides: Sequence[int]) -> str:

@@ -1,14 +1,14 @@
 """``--task fewshot``: name the class of an image by a few examples of classes that nobody has learned from."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from regard.models.fewshot import STRIDE
+from regard.models.fewshot import STRIDE, FewShotNet
 from regard.race.discipline import Discipline, Prepared
 from regard.tasks.documents import InputError, printable
 from regard.tasks.fashion_mnist import CLASSES, DIGEST, fashion_mnist, holds_digits
@@ -165,6 +165,13 @@ def _trained(settings: "Settings", task: Episodes) -> float | None:
             return None
 
 
+def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:
+    """The model itself refuses what does not answer two maps of this size."""
+    image = torch.zeros(1, 1, 1, settings.length, settings.length)
+    model = FewShotNet(1, settings.dim, settings.num_heads, settings.length, mechanism, shots=1, **options)
+    model.eval()(image, context=image)
+
+
 FEWSHOT = Discipline(
     name="fewshot",
     question="Which attention compares images best?",
@@ -179,4 +186,6 @@ FEWSHOT = Discipline(
     prepare=prepare,
     data=("pair", "map", "sequence", "set"),
     patch=STRIDE,
+    trial=_trial,
+    make="regard.models.across",
 )

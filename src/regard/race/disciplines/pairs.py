@@ -1,14 +1,15 @@
 """``--task pairs``: is this sentence a translation of that one? Or any labelled pairs of the user's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from regard.mechanisms.pairs.abcnn import Attention
+from regard.models.pair_classifier import PairClassifier
 from regard.race.discipline import Discipline, Prepared, fitted
 from regard.tasks.documents import InputError, printable
 from regard.tasks.help_pages import libreoffice_help
@@ -110,6 +111,13 @@ def _trained(settings: "Settings", task: PairMatching, make: Callable[[], nn.Mod
             return None
 
 
+def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:
+    """The model itself refuses what does not answer two sentences of this length."""
+    sentence = torch.zeros(2, settings.length, dtype=torch.long)
+    model = PairClassifier(1, settings.dim, 1, settings.num_heads, settings.length, mechanism, **options)
+    model(sentence, context=sentence)
+
+
 PAIRS = Discipline(
     name="pairs",
     question="Which attention matches sentences?",
@@ -123,4 +131,6 @@ PAIRS = Discipline(
     smoke={"length": 64, "steps": 5, "dim": 16, "depth": 1, "num_heads": 2, "batch": 4},
     prepare=prepare,
     data=("pair", "sequence"),
+    trial=_trial,
+    make="regard.models.across",
 )

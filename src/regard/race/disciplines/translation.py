@@ -1,11 +1,13 @@
 """``--task translation``: LibreOffice's help from English to German, or the user's own sentences."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from regard.models.translation_model import TranslationModel
 from regard.race.discipline import Discipline, Prepared
 from regard.tasks.documents import InputError, printable
 from regard.tasks.help_pages import DIGEST, FOLDER, libreoffice_help
@@ -101,6 +103,11 @@ def _trained(settings: "Settings", task: Translation) -> float | None:
             return None
 
 
+def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:
+    """The model itself refuses what cannot look from a target at a source."""
+    TranslationModel(1, settings.dim, 1, settings.num_heads, settings.length, mechanism, **options)
+
+
 TRANSLATION = Discipline(
     name="translation",
     question="Which attention translates?",
@@ -114,4 +121,5 @@ TRANSLATION = Discipline(
     smoke={"length": 40, "steps": 5, "dim": 16, "depth": 1, "num_heads": 2, "batch": 4},
     prepare=prepare,
     data=("pair", "sequence"),
+    trial=_trial,
 )

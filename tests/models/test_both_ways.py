@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from regard.models.across import Across, across
+from regard.models.both_ways import Across, across
 from regard.pair_layers import PairLayer
 from regard.registry import Card, UnsupportedError
 

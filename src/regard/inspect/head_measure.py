@@ -24,7 +24,7 @@ class Numbers:
         offsets, offset_shares: the places that were tried, and the share of words of each.
         relations, arcs: the relations that have arcs, and how many.
         accuracy, baseline: of each relation in each direction.
-        rare: shares of words that look at the rarest, and at one of the two rarest.
+        rare: shares of words that look at the rarest, and at one of the two rarest; None where no word is rare.
     """
 
     confidence: Float[Tensor, " H"]
@@ -34,7 +34,7 @@ class Numbers:
     arcs: Int[Tensor, " R"]
     accuracy: Float[Tensor, "R 2 H"]
     baseline: Float[Tensor, "R 2"]
-    rare: Float[Tensor, "2 H"]
+    rare: Float[Tensor, "2 H"] | None
 
     def arcs_of(self, head: int) -> list[tuple[tuple[int, int], Arc]]:
         """Each relation and direction, with its place in ``accuracy``."""
@@ -90,6 +90,7 @@ class Measure:
         self.baseline = arc_baseline(self.words, self.heads, self.kinds, len(self.relations))
         whole = self.words & (self.heads >= 0) & self.words.gather(1, self.heads.clamp(min=0))
         self.arcs = torch.tensor([int((whole & (self.kinds == place)).sum()) for place in number.values()])
+        self.has_rare = bool((self.ranks.masked_fill(~self.words, 0) > self.common_words).any())
         self.remarks = self._remarks(sentences, relations)
 
     def __call__(self, weight: Float[Tensor, "S H W"], place: Int[Tensor, "S H W"]) -> Numbers:
@@ -103,7 +104,7 @@ class Measure:
             arcs=self.arcs,
             accuracy=syntactic_accuracy(place, self.words, *arcs),
             baseline=self.baseline,
-            rare=rare_shares(place, self.words, self.ranks, self.common_words),
+            rare=rare_shares(place, self.words, self.ranks, self.common_words) if self.has_rare else None,
         )
 
     def _table(self, rows: Sequence[Sequence[int]], filling: int) -> Int[Tensor, "S W"]:
@@ -118,6 +119,6 @@ class Measure:
             remarks += [f"{without} sentences have no tree."] if without else []
             if not self.relations:
                 remarks.append(f"No arc is called {', '.join(relations)}: syntactic roles were not looked for.")
-        if not (self.ranks.masked_fill(~self.words, 0) > self.common_words).any():
+        if not self.has_rare:
             remarks.append(f"All words are among the {self.common_words} most frequent: rare words were not counted.")
         return tuple(remarks)

@@ -52,7 +52,8 @@ class Head:
         offset, offset_share: the relative place that is looked at most often, and by which share of words.
         best: the arc of the largest gain over its baseline, None without trees.
         syntactic: the arcs with a gain of at least the margin.
-        rarest, two_rarest: shares of words that look at the rarest word of the sentence, or at one of the two rarest.
+        rarest, two_rarest: shares of words that look at the rarest word of the sentence, or at one of the two rarest;
+            None where no word is rare.
         importance: as :func:`regard.inspect.head_importance` measures it, None where there was no loss.
         gate: the value of its gate, None where it has none.
         roles: what it was found to be; several, one or nothing.
@@ -65,8 +66,8 @@ class Head:
     offset_share: float
     best: Arc | None
     syntactic: tuple[Arc, ...]
-    rarest: float
-    two_rarest: float
+    rarest: float | None
+    two_rarest: float | None
     importance: float | None
     gate: float | None
     roles: tuple[str, ...]
@@ -173,7 +174,7 @@ def _cells(head: Head) -> list[str]:
         f"{head.confidence:.2f}",
         f"{head.offset_share:.0%} at {head.offset:+d}",
         "-" if best is None else f"{best.accuracy:.0%} of {best} (any offset: {best.baseline:.0%})",
-        f"{head.rarest:.0%}, {head.two_rarest:.0%} of two",
+        "-" if head.rarest is None else f"{head.rarest:.0%}, {head.two_rarest:.0%} of two",
         "-" if head.importance is None else f"{head.importance:.3g}",
         "-" if head.gate is None else f"{head.gate:.2f}",
         "; ".join(head.roles) or "-",

@@ -152,10 +152,11 @@ class _Judge:
             arcs = numbers.arcs_of(number)
             syntax = tuple(arc for (place, arc) in arcs if follows[(*place, number)])
             share, at = numbers.offset_shares[number].max(-1)
-            rarest, two = numbers.rare[:, number].tolist()
+            rarest, two = (None, None) if numbers.rare is None else numbers.rare[:, number].tolist()
             roles = [f"positional: {numbers.offsets[int(at)]:+d}"] if stays[number] else []
             roles += [f"syntactic: {arc}" for arc in sorted(syntax, key=lambda arc: -arc.gain)]
-            roles += ["rare words"] if self.rare_share is not None and rarest >= self.rare_share else []
+            seeks = self.rare_share is not None and rarest is not None and rarest >= self.rare_share
+            roles += ["rare words"] if seeks else []
             heads.append(
                 Head(
                     layer=layer,

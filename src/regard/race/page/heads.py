@@ -43,7 +43,7 @@ def _own(name: str) -> str:
 def _lead(report: HeadsReport, model: str, data: str) -> str:
     counts = ", ".join(f"{len(report.of_kind(kind))} {kind}" for kind in KINDS if _asked(report, kind))
     lead = (
-        f"{len(report.heads)} heads in {len(report.layers)} layers: {counts}. "
+        f"{len(report.heads)} heads in {len(report.layers)} layer{'s' * (len(report.layers) > 1)}: {counts}. "
         f"Counted on {report.sentences:,} sentences, {report.words:,} words of {data}."
     )
     return f"<h1>What each head does</h1>\n<p>{escape(model)}</p>\n{note(lead)}{''.join(map(note, report.remarks))}"
@@ -120,7 +120,7 @@ def _facts(head: Head) -> Mapping[str, str]:
         "confidence": f"{head.confidence:.2f}",
         "offset": f"{head.offset_share:.0%} at {head.offset:+}",
         "best arc": "" if best is None else f"{best}: {best.accuracy:.0%}, any offset {best.baseline:.0%}",
-        "rare words": f"{head.rarest:.0%}, one of two {head.two_rarest:.0%}",
+        "rare words": "" if head.rarest is None else f"{head.rarest:.0%}, one of two {head.two_rarest:.0%}",
         "importance": "" if head.importance is None else f"{head.importance:.3g}",
         "gate": "" if head.gate is None else f"{head.gate:.2f}",
     }

@@ -158,7 +158,7 @@ def test_every_mechanism_makes_an_encoder(mechanism):
 
 
 GROWING = (
-    *("multi_head", "bigbird", "sparse_transformer", "talking_heads"),
+    *("multi_head", "bigbird", "sparse_transformer", "talking_heads", "coda", "head_pruning"),
     *("memory_compressed", "sinkhorn", "synthesizer"),
 )
 """Mechanisms whose next token may look at any of those before; the others let go of them, or only keep sums."""

@@ -175,6 +175,7 @@ def test_a_race_says_who_has_learned_anything(capsys):
         "value": 0.3,
         "margin": pytest.approx(0.1718, abs=1e-4),
         "items": 64,
+        "lower_is_better": False,
     }
     assert {entry["label"]: entry["learned"] for entry in told["entrants"]} == {
         "full": True, "local": False, "local:window=0": None,

@@ -14,7 +14,7 @@ from regard.bench.runner import Runner
 from regard.bench.settings import Settings, parse_lengths
 from regard.bench.table import show
 from regard.cli.display import make_console
-from regard.tasks.documents import InputError
+from regard.cli.folders import new_folder
 from regard.train.checkpoint import write_file
 
 DEFAULT_FOLDER = "regard-bench"
@@ -33,7 +33,7 @@ def print_bench(given: Mapping[str, Any], *, lengths: str, out: Path | None) -> 
     """
     settings = Settings(lengths=parse_lengths(lengths), **given)
     field, load, console = choose(settings), load_average(), make_console()
-    folder = new_folder(out)
+    folder = new_folder(out, DEFAULT_FOLDER, "bench.json", "a benchmark")
     folder.mkdir(parents=True, exist_ok=True)
     results = dict[str, Any]()
 
@@ -48,22 +48,3 @@ def print_bench(given: Mapping[str, Any], *, lengths: str, out: Path | None) -> 
     write_file(folder / "bench.png", draw(results))
     console.print(f"{folder / 'bench.json'}  {folder / 'bench.png'}", markup=False, highlight=False, soft_wrap=True)
     return runner.interrupted
-
-
-def new_folder(out: Path | None) -> Path:
-    """The folder that was named, or the first of ``regard-bench``, ``regard-bench-2``, ... that is not there.
-
-    Raises:
-        InputError: it holds a benchmark already, or it is not a folder.
-    """
-    if out is None:
-        number, folder = 1, Path(DEFAULT_FOLDER)
-        while folder.exists():
-            number += 1
-            folder = Path(f"{DEFAULT_FOLDER}-{number}")
-        return folder
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is not a directory")
-    if (out / "bench.json").exists():
-        raise InputError(f"{out} already holds a benchmark: give another --out")
-    return out

@@ -7,6 +7,7 @@ from typing import Literal
 from rich.markup import escape
 
 from regard.cli.display import make_console
+from regard.cli.folders import new_folder
 from regard.inspect import heads
 from regard.inspect.head_roles import RELATIONS
 from regard.race.model_sources import load_model
@@ -47,7 +48,7 @@ def print_heads(
         if number < 1:
             raise InputError(f"{name} {number} is not positive")
     console = make_console()
-    folder = new_folder(out)
+    folder = new_folder(out, DEFAULT_FOLDER, "heads.json", "a report on heads")
     with console.status("") as status:
         found = read_sentences(data)
         status.update(escape(f"loading {model}"))
@@ -74,22 +75,3 @@ def print_heads(
     counted = ", ".join(f"{len(report.of_kind(kind))} {kind}" for kind in KINDS)
     for text in (report.table(), f"{len(report.heads)} heads: {counted}", f"{told}  {page}"):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def new_folder(out: Path | None) -> Path:
-    """The folder that was named, or the first of ``regard-heads``, ``regard-heads-2``, ... that is not there.
-
-    Raises:
-        InputError: it is not a folder, or holds such a page already.
-    """
-    if out is None:
-        number, folder = 1, Path(DEFAULT_FOLDER)
-        while folder.exists():
-            number += 1
-            folder = Path(f"{DEFAULT_FOLDER}-{number}")
-        return folder
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is not a directory")
-    if (out / "heads.json").exists():
-        raise InputError(f"{out} already holds a report on heads: give another --out")
-    return out

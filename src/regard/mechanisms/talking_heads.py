@@ -21,11 +21,10 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from regard.memory import KeyValueCache, StaticCache
-from regard.ops.caches import empty_cache, slot_mask
+from regard.ops.caches import empty_cache, grow
 from regard.ops.dropout import drop
 from regard.ops.row_runs import by_rows
 from regard.ops.weights import softmax_where, visible
-from regard.patterns import Causal
 from regard.registry import Card, Core, Sample, UnsupportedError, register
 
 
@@ -205,13 +204,7 @@ class TalkingHeads(Core):
         self, q: Tensor, k: Tensor, v: Tensor, memory: KeyValueCache | StaticCache
     ) -> tuple[Tensor, KeyValueCache | StaticCache]:
         """Continue with one token or many: -> (out, the new memory)."""
-        n = q.shape[-2]
-        if isinstance(memory, StaticCache):
-            allowed = slot_mask(Causal(), memory.length, n, memory.key.shape[-2], heads=1)
-            grown = memory.append(k, v)
-        else:
-            grown = memory.append(k, v)
-            allowed = visible(n, grown.key.shape[-2], causal=True, device=q.device)
+        grown, allowed = grow(memory, k, v)
         return self._attend(q, grown.key.to(q.dtype), grown.value.to(q.dtype), allowed), grown
 
     def _attend(

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from regard.attention import attend
 from regard.memory import KeyValueCache, StaticCache
-from regard.patterns import Pattern
+from regard.ops.weights import visible
+from regard.patterns import Causal, Pattern
 
 Cache = KeyValueCache | StaticCache
 
@@ -40,6 +41,21 @@ def continue_from(
     options: dict[str, Any] = {"attn_mask": mask, "dropout_p": dropout_p, "enable_gqa": True}
     keys, values = grown.key.to(q.dtype), grown.value.to(q.dtype)
     return attend(q, keys, values, pattern if mask is None else None, **options), grown
+
+
+def grow(memory: Cache, k: Tensor, v: Tensor) -> tuple[Cache, Bool[Tensor, "#B 1 N M"] | None]:
+    """The memory with the next tokens, and which of its keys each of these may see: for cores with a map of their own.
+
+    Args:
+        memory: what came before.
+        k, v: (B, G, N, D) and (B, G, N, Dv) of the new tokens.
+    """
+    n = k.shape[-2]
+    if isinstance(memory, StaticCache):
+        allowed = slot_mask(Causal(), memory.length, n, memory.key.shape[-2], heads=1)
+        return memory.append(k, v), allowed
+    grown = memory.append(k, v)
+    return grown, visible(n, grown.key.shape[-2], causal=True, device=k.device)
 
 
 def slot_mask(

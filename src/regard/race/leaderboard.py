@@ -45,10 +45,12 @@ def bar_line(results: dict[str, Any]) -> str:
     passed, failed = (", ".join(told[learned]) or "none" for learned in (True, False))
     digits = results["metric"]["digits"]
     height = f"{bar['value'] + bar['margin']:.{digits}f}"
-    return (
-        f"learned: {passed}; not learned: {failed} (learned is more than {height}: the baseline {bar['baseline']!r} "
-        f"and three standard errors of it on {bar['items']:,} {results['metric']['items']})"
-    )
+    items = f"{bar['items']:,} {results['metric']['items']}"
+    if bar["lower_is_better"]:
+        rule = f"less than {height}: the baseline {bar['baseline']!r} on {items}"
+    else:
+        rule = f"more than {height}: the baseline {bar['baseline']!r} and three standard errors of it on {items}"
+    return f"learned: {passed}; not learned: {failed} (learned is {rule})"
 
 
 def published_line(results: dict[str, Any]) -> str:

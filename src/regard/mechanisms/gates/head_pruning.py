@@ -27,7 +27,7 @@ from torch import Generator, Tensor
 
 from regard.attention import attend
 from regard.memory import KeyValueCache, StaticCache
-from regard.ops.caches import empty_cache, slot_mask
+from regard.ops.caches import continue_from, empty_cache
 from regard.ops.hard_concrete import STRETCH, HardConcrete
 from regard.patterns import Causal, Full, Pattern, Segments
 from regard.registry import Card, Core, Sample, UnsupportedError, register
@@ -166,7 +166,8 @@ class HeadPruning(Core):
             (B, H, N, Dv); with ``return_aux`` a pair of it and a dict.
         """
         pattern = self.pattern if segments is None else self.pattern & Segments(segments)
-        out = self._attend(q, k, v, pattern, key_mask=key_mask, generator=generator)
+        gate, drop = self._gate(q, generator), self.attn_drop * self.training
+        out = gated_heads(q, k, v, gate, pattern, key_mask=key_mask, attn_drop=drop, generator=generator)
         return (out, self.aux()) if return_aux else out
 
     def memory(
@@ -189,21 +190,16 @@ class HeadPruning(Core):
         self, q: Tensor, k: Tensor, v: Tensor, memory: KeyValueCache | StaticCache
     ) -> tuple[Tensor, KeyValueCache | StaticCache]:
         """Continue with one token or many: -> (out, the new memory)."""
-        n, grown = q.shape[-2], memory.append(k, v)
-        keys, values = grown.key.to(q.dtype), grown.value.to(q.dtype)
-        if isinstance(memory, KeyValueCache):
-            return self._attend(q, keys, values, Full() if n == 1 else Causal()), grown
-        allowed = slot_mask(Causal(), memory.length, n, keys.shape[-2], heads=1)
-        return self._attend(q, keys, values, Full(), attn_mask=allowed), grown
+        gate = self._gate(q)
+        out, grown = continue_from(memory, q, k, v, self.pattern, self.attn_drop * self.training)
+        return out * gate.to(out.dtype)[:, None, None], grown
 
-    def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, *, generator: Generator | None = None, **masks: Any
-    ) -> Tensor:
+    def _gate(self, q: Tensor, generator: Generator | None = None) -> Float[Tensor, " H"]:
+        """g, for queries of as many heads."""
         num_heads = len(self.gate.log_alpha)
         if q.shape[1] != num_heads:
             raise ValueError(f"q has {q.shape[1]} heads, but this HeadPruning was built for num_heads={num_heads}")
-        gate, drop = self.gate(generator), self.attn_drop * self.training
-        return gated_heads(q, k, v, gate, pattern, attn_drop=drop, generator=generator, **masks)
+        return self.gate(generator)
 
     def extra_repr(self) -> str:
         return f"causal={self.causal}, weight={self.weight}, attn_drop={self.attn_drop}"

@@ -33,13 +33,12 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
 from regard.memory import KeyValueCache, StaticCache
-from regard.ops.caches import empty_cache, slot_mask
+from regard.ops.caches import empty_cache, grow
 from regard.ops.distances import manhattan
 from regard.ops.dropout import drop
 from regard.ops.row_runs import by_rows
 from regard.ops.weights import visible
 from regard.pair_layers import WeighingPairLayer
-from regard.patterns import Causal
 from regard.registry import Card, Core, Sample, UnsupportedError, register
 
 Gate = Literal["scaled", "plain", "centered"]
@@ -250,12 +249,7 @@ class CoDA(Core):
         self, q: Tensor, k: Tensor, v: Tensor, memory: KeyValueCache | StaticCache
     ) -> tuple[Tensor, KeyValueCache | StaticCache]:
         """Continue with one token or many: -> (out, the new memory)."""
-        n = q.shape[-2]
-        grown = memory.append(k, v)
-        if isinstance(memory, StaticCache):
-            allowed = slot_mask(Causal(), memory.length, n, memory.key.shape[-2], heads=1)
-        else:
-            allowed = visible(n, grown.key.shape[-2], causal=True, device=q.device)
+        grown, allowed = grow(memory, k, v)
         return self._attend(q, grown.key.to(q.dtype), grown.value.to(q.dtype), allowed), grown
 
     def _attend(

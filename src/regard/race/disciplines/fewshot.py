@@ -10,12 +10,12 @@ from torch import Tensor
 
 from regard.models.fewshot import STRIDE, FewShotNet
 from regard.race.discipline import Discipline, Prepared
+from regard.race.rivals import trained
 from regard.tasks.documents import InputError, printable
 from regard.tasks.fashion_mnist import CLASSES, DIGEST, fashion_mnist, holds_digits
 from regard.tasks.fewshot import UNSEEN, ClassPool, Episodes, unseen
 from regard.tasks.image_folder import read_image_folder
 from regard.tasks.shapes import KINDS, draw_shapes
-from regard.train.trainer import DivergedError, Trainer
 
 if TYPE_CHECKING:
     from regard.race.settings import Settings
@@ -148,21 +148,8 @@ def _prepared(
 
 def _baselines(settings: "Settings", task: Episodes) -> dict[str, float | None]:
     """What learns nothing, and the network in which nothing meets."""
-    return {**task.baselines(), NETWORK: _trained(settings, task)}
-
-
-def _trained(settings: "Settings", task: Episodes) -> float | None:
-    """The score of the prototype network after the budget of an entrant; None where it did not get through it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = task.model(settings.dim, settings.depth, settings.num_heads, None)
-        trainer = Trainer(model, task, settings.budget, rate=settings.learning_rate, device=settings.device)
-        try:
-            while trainer.spent < 1:
-                trainer.step()
-            return trainer.judge("test").quality
-        except DivergedError:
-            return None
+    apart = partial(task.model, settings.dim, settings.depth, settings.num_heads, None)
+    return {**task.baselines(), NETWORK: trained(settings, task, apart)}
 
 
 def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:

@@ -1,16 +1,16 @@
 """``--task pairs``: is this sentence a translation of that one? Or any labelled pairs of the user's."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from regard.mechanisms.pairs.abcnn import Attention
 from regard.models.pair_classifier import PairClassifier
 from regard.race.discipline import Discipline, Prepared, fitted
+from regard.race.rivals import trained
 from regard.tasks.documents import InputError, printable
 from regard.tasks.help_pages import libreoffice_help
 from regard.tasks.numerals import numerals
@@ -18,7 +18,6 @@ from regard.tasks.pair_baselines import baselines
 from regard.tasks.pairs import PairMatching
 from regard.tasks.parallel_text import split_groups
 from regard.tasks.sentence_pairs import PairSplit, matching, read_pairs
-from regard.train.trainer import DivergedError, Trainer
 
 if TYPE_CHECKING:
     from regard.race.settings import Settings
@@ -92,23 +91,10 @@ def _baselines(settings: "Settings", task: PairMatching) -> dict[str, float | No
     """What needs no network, and what learns without one sentence seeing the words of the other, or in another way."""
     found: dict[str, float | None] = dict(baselines(task))
     apart = partial(task.model, settings.dim, settings.depth, settings.num_heads, None)
-    found["the same without attention"] = _trained(settings, task, apart)
+    found["the same without attention"] = trained(settings, task, apart)
     for name, kind in RIVALS.items():
-        found[name] = _trained(settings, task, partial(task.rival, settings.dim, settings.depth, kind))
+        found[name] = trained(settings, task, partial(task.rival, settings.dim, settings.depth, kind))
     return found
-
-
-def _trained(settings: "Settings", task: PairMatching, make: Callable[[], nn.Module]) -> float | None:
-    """The score of a rival after the budget of an entrant; None where it did not get through it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        trainer = Trainer(make(), task, settings.budget, rate=settings.learning_rate, device=settings.device)
-        try:
-            while trainer.spent < 1:
-                trainer.step()
-            return trainer.judge("test").quality
-        except DivergedError:
-            return None
 
 
 def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:

@@ -3,16 +3,14 @@
 from functools import partial
 from typing import TYPE_CHECKING, get_args
 
-import torch
-
 from regard.models.deep_sets import Pool
 from regard.race.discipline import Discipline, Prepared, fitted
+from regard.race.rivals import trained
 from regard.tasks.documents import InputError, printable
 from regard.tasks.fashion_mnist import DIGEST, fashion_mnist
 from regard.tasks.mixtures import Mixtures
 from regard.tasks.point_sets import PointSets
 from regard.tasks.sets import DrawnSets, Maximum, Sets
-from regard.train.trainer import DivergedError, Trainer
 
 if TYPE_CHECKING:
     from regard.race.settings import Settings
@@ -92,21 +90,9 @@ def _baselines(settings: "Settings", task: Sets) -> dict[str, float | None]:
     """What learns nothing, and what learns without any point seeing another."""
     found: dict[str, float | None] = dict(task.baselines())
     pools: tuple[Pool, ...] = get_args(Pool)
-    return found | {f"deep sets, {pool}": _trained(settings, task, pool) for pool in pools}
-
-
-def _trained(settings: "Settings", task: Sets, pool: Pool) -> float | None:
-    """The score of deep sets after the budget of an entrant; None where they did not get through it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = task.rival(settings.dim, pool)
-        trainer = Trainer(model, task, settings.budget, rate=settings.learning_rate, device=settings.device)
-        try:
-            while trainer.spent < 1:
-                trainer.step()
-            return trainer.judge("test").quality
-        except DivergedError:
-            return None
+    return found | {
+        f"deep sets, {pool}": trained(settings, task, partial(task.rival, settings.dim, pool)) for pool in pools
+    }
 
 
 SETS = Discipline(

@@ -5,10 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from regard.models.translation_model import TranslationModel
 from regard.race.discipline import Discipline, Prepared
+from regard.race.rivals import trained
 from regard.tasks.documents import InputError, printable
 from regard.tasks.help_pages import DIGEST, FOLDER, libreoffice_help
 from regard.tasks.numerals import LARGEST, numerals
@@ -16,7 +15,6 @@ from regard.tasks.parallel_text import ParallelSplit, read_parallel, read_parall
 from regard.tasks.subwords import Subwords
 from regard.tasks.translation import Beyond, Translation
 from regard.tasks.translation_baselines import subword_baselines
-from regard.train.trainer import DivergedError, Trainer
 
 if TYPE_CHECKING:
     from regard.race.settings import Settings
@@ -59,6 +57,7 @@ def prepare(settings: "Settings") -> Prepared:
         split.rule,
         task.sizes(),
         baselines=partial(_baselines, settings, task),
+        bar=BLIND,
         remarks=remarks,
     )
 
@@ -85,21 +84,8 @@ def _read(settings: "Settings") -> tuple[ParallelSplit, str, Beyond]:
 
 def _baselines(settings: "Settings", task: Translation) -> dict[str, float | None]:
     """What needs no source: counts of subwords, and the entrants' own decoder."""
-    return {**subword_baselines(task), BLIND: _trained(settings, task)}
-
-
-def _trained(settings: "Settings", task: Translation) -> float | None:
-    """The score of the decoder alone after the budget of an entrant; None where it did not get through it."""
-    with torch.random.fork_rng():
-        torch.manual_seed(settings.seed)
-        model = task.blind(settings.dim, settings.depth, settings.num_heads)
-        trainer = Trainer(model, task, settings.budget, rate=settings.learning_rate, device=settings.device)
-        try:
-            while trainer.spent < 1:
-                trainer.step()
-            return trainer.judge("test").quality
-        except DivergedError:
-            return None
+    blind = partial(task.blind, settings.dim, settings.depth, settings.num_heads)
+    return {**subword_baselines(task), BLIND: trained(settings, task, blind)}
 
 
 def _trial(mechanism: str, options: Mapping[str, Any], settings: "Settings") -> None:

@@ -3,9 +3,10 @@
     python benchmarks/draw_learning.py FOLDER [--out OTHER_FOLDER]
 
 Writes one SVG for each ``what``: a thin line for each seed, a thick one for their mean, a band from the worst to the
-best seed, and a dashed line for each baseline; the same files give the same bytes. Prints a Markdown table: a model has
-learned if the mean of its seeds beats the bar by the margin that its script fixed before any run, and this margin is
-larger than the distance between its worst and best seed, and between those of the bar where the bar is a model.
+best seed, and a dashed line for what each baseline reaches on the test part; the same files give the same bytes. Prints
+a Markdown table: a model has learned if the mean of its seeds, three at least, beats the bar by the margin that its
+script fixed before any run, and this margin is larger than the distance between its worst and best seed, and between
+those of the bar where the bar is a model. With fewer seeds nothing is claimed.
 """
 
 import argparse
@@ -23,6 +24,9 @@ Run = Mapping[str, Any]
 COLOURS = ("#2563a8", "#c2571a", "#2e7d4f", "#7a4ea3", "#8c6d1f", "#b03060")
 POINTS = 200
 """At which seeds are averaged."""
+
+LEAST_SEEDS = 3
+"""From which anything is claimed."""
 
 
 def read(folder: Path) -> dict[str, dict[str, list[Run]]]:
@@ -86,12 +90,14 @@ def bar_of(runs: Sequence[Run], models: Mapping[str, Sequence[Run]]) -> tuple[fl
 
 
 def verdict(runs: Sequence[Run], models: Mapping[str, Sequence[Run]]) -> str:
-    """Whether a model has learned: "yes", "no", "is the bar", or "nothing to compare with"."""
+    """Whether a model has learned: "yes", "no", "is the bar", "too few seeds", or "nothing to compare with"."""
     if runs[0].get("bar") == runs[0]["model"]:
         return "is the bar"
     bar = bar_of(runs, models)
     if bar is None or runs[0].get("margin") is None:
         return "nothing to compare with"
+    if min(len(runs), len(models.get(runs[0]["bar"], runs))) < LEAST_SEEDS:
+        return "too few seeds"
     mean, spread = mean_and_spread(tested(runs))
     gain = (bar[0] - mean) if runs[0]["lower_is_better"] else (mean - bar[0])
     return "yes" if gain >= runs[0]["margin"] > 2 * max(spread, bar[1]) else "no"
@@ -117,7 +123,7 @@ def draw(what: str, models: Mapping[str, Sequence[Run]], path: Path) -> None:
             axes.plot(minutes, [sum(row) / len(row) for row in rows], color=colour, linewidth=2, label=label)
         for number, (name, value) in enumerate(baselines(models).items()):
             shade = 0.25 + 0.5 * number / max(1, len(baselines(models)))
-            axes.axhline(value, color=str(shade), linewidth=1, linestyle="--", label=name)
+            axes.axhline(value, color=str(shade), linewidth=1, linestyle="--", label=f"{name} (test)")
         first = next(iter(models.values()))[0]
         axes.set(title=what, xlabel="minutes of training", ylabel=f"{first['metric']} (validation)")
         axes.legend(frameon=False, fontsize=8)
@@ -149,7 +155,7 @@ def table(what: str, models: Mapping[str, Sequence[Run]]) -> str:
         asked = "" if bar is None else f"{first['bar']} {bar[0]:.3f} + {first['margin']:g}"
         asked = asked.replace("+", "-") if first["lower_is_better"] else asked
         steps = f"{sum(run['steps'] for run in runs) / len(runs):,.0f}"
-        cells = [name, f"{first['parameters']:,}", f"{first['minutes']:g}, {first['threads']}", steps]
+        cells = [name, f"{first['parameters']:,}", f"{first['minutes']:.2g}, {first['threads']}", steps]
         cells += [f"{first['metric']} {mean:.3f} ± {spread:.3f} ({seeds(runs)})", asked, verdict(runs, models)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += [f"| {name} | | | | {value:.3f} | | baseline |" for name, value in baselines(models).items()]

@@ -139,8 +139,8 @@ def run(seed: int, minutes: float) -> list[dict[str, Any]]:
         )
         results.append(
             {
-                "what": "pruning heads of a language model",
-                "model": f"gates, weight {weight}",
+                "what": f"pruning heads of a language model, weight {weight}",
+                "model": "gates",
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "seed": seed,
                 "metric": "bits per byte",

@@ -142,7 +142,7 @@ def run(seed: int, minutes: float, sentences: Sequence[Sentence]) -> dict[str, A
     report = look(test)
     return {
         "what": "roles of heads on PetroGold",
-        "model": f"TransformerEncoder, masked words, {SIZES}",
+        "model": "TransformerEncoder, masked words",
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "seed": seed,
         "metric": f"heads with a role, of {len(report.heads)}",

@@ -34,8 +34,8 @@ from regard.train.recipe_2017 import LastCheckpoints, recipe_2017, smoothed_loss
 VOCABULARY, LENGTH, BATCH = 4000, 64, 16
 """Shared subwords; the most of a sentence, longer ones are left out; a step has BATCH x LENGTH target tokens."""
 DIM, HEADS, DEPTH, HIDDEN, WARMUP, FACTOR = 192, 4, 2, 768, 500, 0.5
-"""Of the Transformer and its rate: the paper's schedule, lower and steeper for a run of some thousand steps. Without its
-dropout: nobody learns by heart in so few passes, and drawing it takes a seventh of the time."""
+"""Of the Transformer and its rate: the paper's schedule, lower and steeper for a run of some thousand steps. Without
+dropout, which the paper has: nobody learns by heart in so few passes, and drawing it takes a seventh of the time."""
 LUONG_DIM, LUONG_DEPTH, RATE, CLIP = 256, 1, 2e-3, 5.0
 """Of Luong's network: global attention ("general"), without input feeding, so that all steps run at once; Adam with a
 cosine instead of the paper's SGD, which wants more passes over the data than there is time for."""

@@ -57,6 +57,7 @@ def row(text, model):
         ((0.14, 0.15, 0.13), {"lower_is_better": True}, "yes"),
         ((0.5, 0.52, 0.48), {"lower_is_better": True}, "no"),
         ((0.5, 0.52, 0.48), {"bar": "nobody"}, "nothing to compare with"),
+        ((0.5, 0.5), {}, "too few seeds"),
     ],
 )
 def test_a_model_has_learned_by_the_margin_and_the_spread(drawing, tmp_path, values, changes, learned, capsys):

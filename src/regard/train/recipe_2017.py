@@ -92,7 +92,7 @@ class LastCheckpoints:
         keep: how many; the paper has 5.
 
     Raises:
-        ValueError: none.
+        ValueError: ``keep`` is less than one.
 
     Example:
         >>> model, checkpoints = nn.Linear(1, 1, bias=False), LastCheckpoints(keep=2)

@@ -158,6 +158,19 @@ def finished(label, quality):
     )  # fmt: skip
 
 
+def test_a_bar_of_a_loss_is_the_baseline_itself(capsys):
+    from rich.console import Console
+
+    settings, found = prepared("translation", mechanisms=("full",))
+    figures = {"bigram": 1.6, found.bar: 1.5}
+    for quality, learned in ((1.45, True), (1.55, False)):
+        told = assemble(settings, Field((Entrant("full"),), ()), found, figures, [finished("full", quality)])
+        assert (told["bar"]["margin"], told["entrants"][0]["learned"]) == (0.0, learned)
+        assert ("nobody has learned anything yet" in told["verdict"]["reason"]) != learned
+        show(told, Console(width=200))
+        assert "(learned is less than 1.500: the baseline 'same decoder" in " ".join(capsys.readouterr().out.split())
+
+
 def raced(best):
     settings, found = prepared("listops")
     entrants = (Entrant("full"), Entrant("local"), CONTROL)

@@ -18,8 +18,8 @@ SHOWN = 5
 SHORTEST, LONGEST = 5, 16
 """Source tokens of a sentence that is worth looking at and can still be drawn."""
 
-WRITTEN = 40
-"""Tokens of a translation that are drawn: a model that has learned little does not know when to end."""
+WRITTEN = 24
+"""Tokens of a translation that are shown: a model that has learned little does not know when to end."""
 
 
 class TranslationGallery(Exhibition):
@@ -50,8 +50,9 @@ class TranslationGallery(Exhibition):
         found = self.task.hypotheses(model, self.sentences)
         for source, reference, hypothesis in zip(self.sentences, self.references, found, strict=True):
             text = self.task.subwords.decode(hypothesis.tokens)
-            ending = "" if hypothesis.finished else " ... (no end)"
-            answers.append(Sight(f"{text}{ending} (chrF {sentence_chrf(text, reference):.0f})"))
+            shown, more = self.task.subwords.decode(hypothesis.tokens[:WRITTEN]), len(hypothesis.tokens) > WRITTEN
+            ending = " ..." * more + " (no end)" * (not hypothesis.finished)
+            answers.append(Sight(f"{shown}{ending} (chrF {sentence_chrf(text, reference):.0f})"))
             looked.append(self._looked(model, source, hypothesis))
         return answers, looked
 

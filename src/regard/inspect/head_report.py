@@ -141,7 +141,7 @@ class HeadsReport:
         return "\n".join([*lines, *self.remarks])
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``heads.json`` into the folder: everything but the pictures.
+        """Write ``heads.json`` into the folder, whole or not at all: everything but the pictures.
 
         Returns:
             The file.
@@ -159,8 +159,9 @@ class HeadsReport:
                 for example in self.examples
             ],
         }
-        path.write_text(json.dumps(told, indent=1, ensure_ascii=False), "utf-8")
-        return path
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(told, indent=1, ensure_ascii=False), "utf-8")
+        return temporary.replace(path)
 
     def __str__(self) -> str:
         return self.table()

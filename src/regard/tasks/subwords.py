@@ -106,8 +106,11 @@ class Subwords:
             raise InputError(f"not the subwords of a tokenizer: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write them to a file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write them to a file, whole or not at all."""
+        path = Path(path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(self.to_json(), encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Subwords":

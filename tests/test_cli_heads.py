@@ -57,6 +57,15 @@ def test_options_reach_the_report(here):
     assert stored["relations"] == ["obj", "iobj"]
 
 
+def test_rare_words_are_told_by_the_whole_file(here):
+    """A word that stands nowhere else is rare although it is one of two in the only sentence that is looked at."""
+    usual = [f"word{number}" for number in range(600)]
+    (here / "long.txt").write_text("\n".join(["word0 seldom", *usual, *usual]))
+    assert invoke("model.py:make", "long.txt", "--sentences", "1", "--out", "new").exit_code == 0
+    stored = json.loads((here / "new" / "heads.json").read_text("utf-8"))
+    assert all(head["rarest"] is not None for head in stored["heads"])
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -62,9 +62,13 @@ def test_padding_of_either_sequence_changes_nothing(case, side):
     alone = answers(layer(*(given[name][1:, some] for name, some in zip(("x", "context"), real, strict=True))))
     for mask, name in (("query_mask", "x"), ("key_mask", "context")):
         given[name] = given[name].masked_fill(~keep[mask][..., None], torch.nan)
-    for some, y, expected in zip(real, answers(layer(**given, **keep)), alone, strict=False):
+    found = answers(layer(**given, **keep))
+    for some, y, expected in zip(real, found, alone, strict=False):
         assert_close(y[1, some], expected[0], rtol=1e-5, atol=1e-5)
         assert not y[1, ~some].any(), "masked tokens give 0"
+    sum(y.square().sum() for y in found).backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), f"padding reaches the gradient of {name}"
 
 
 @each(MASKED)

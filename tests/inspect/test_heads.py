@@ -196,6 +196,8 @@ def test_refusals():
         ValueError, match=r"1 of 2 sentences are longer than the model's 8 tokens \(the longest has 11\)"
     ):
         regard.inspect.heads(model, ["short", "rather long"], bytes_of_words)
+    with pytest.raises(ValueError, match=r"2 of 2 sentences are longer than .* 4 tokens"):
+        regard.inspect.heads(model, ["short", "rather long"], bytes_of_words, max_length=4)
     report = regard.inspect.heads(model, ["short", "rather long"], bytes_of_words, too_long="skip")
     assert report.sentences == 1
     assert "1 of 2 sentences are longer than the model's 8 tokens and were left out." in report.remarks

@@ -274,7 +274,8 @@ def _kernel(kernel: int | None, grid: Sequence[int] | None, axes: int) -> tuple[
 def _halved(y: Float[Tensor, "B C *grid"], mask: Bool[Tensor, "B *grid"] | None) -> Float[Tensor, "B C *half"]:
     """The mean over 3 pixels along each axis, at every second one, of those that are there."""
     pool = {3: F.avg_pool1d, 4: F.avg_pool2d, 5: F.avg_pool3d}[y.ndim]
-    sums = pool(hide_pixels(y, mask), 3, 2, 1, count_include_pad=False)
+    # contiguous: on CUDA torch's gradient of this mean is wrong for maps whose channels come last in memory
+    sums = pool(hide_pixels(y, mask).contiguous(), 3, 2, 1, count_include_pad=False)
     if mask is None:
         return sums
     share = pool(mask[:, None].to(y.dtype), 3, 2, 1, count_include_pad=False)

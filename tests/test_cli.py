@@ -16,7 +16,7 @@ from regard.engines import native_library
 from regard.race import event
 from regard.race.folder import DEFAULT_FOLDER, choose_folder
 from regard.tasks.documents import InputError
-from regard.train.checkpoint import write_file
+from regard.tasks.writing import write_file
 
 TEXT = b"it was the best of times, it was the worst of times. "
 

@@ -1,4 +1,3 @@
-import errno
 import json
 import os
 
@@ -6,7 +5,7 @@ import pytest
 import torch
 
 from regard.train import checkpoint
-from regard.train.checkpoint import CheckpointError, read_checkpoint, write_checkpoint, write_file
+from regard.train.checkpoint import CheckpointError, read_checkpoint, write_checkpoint
 
 TENSORS = {"model/w": torch.arange(6.0).reshape(2, 3), "random/cpu": torch.arange(5, dtype=torch.uint8)}
 
@@ -64,16 +63,3 @@ def test_a_foreign_file_with_the_right_sum_is_still_named(tmp_path):
     (tmp_path / "checkpoint.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         read_checkpoint(tmp_path)
-
-
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    write_file(tmp_path / "a", b"old")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_file(tmp_path / "a", b"new")
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").read_bytes() == b"old"

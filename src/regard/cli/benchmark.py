@@ -15,7 +15,7 @@ from regard.bench.settings import Settings, parse_lengths
 from regard.bench.table import show
 from regard.cli.display import make_console
 from regard.cli.folders import new_folder
-from regard.train.checkpoint import write_file
+from regard.tasks.writing import write_file
 
 DEFAULT_FOLDER = "regard-bench"
 

@@ -14,7 +14,7 @@ from regard.race.model_sources import load_model
 from regard.race.page.heads import KINDS, render_heads
 from regard.tasks.documents import InputError
 from regard.tasks.treebank import read_sentences
-from regard.train.checkpoint import write_file
+from regard.tasks.writing import write_file
 
 DEFAULT_FOLDER = "regard-heads"
 

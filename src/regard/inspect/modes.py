@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from regard.inspect.measure import compare, limit_of, named, said, skip
 from regard.inspect.report import Row
 from regard.inspect.subject import Subject
-from regard.inspect.tensors import slopes
+from regard.inspect.tensors import all_tensors, slopes
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 RATES = ("dropout", "dropout_p", "dropout_rate", "attn_drop", "attn_dropout", "proj_drop", "drop", "drop_path")
@@ -58,10 +58,12 @@ def gradients(subject: Subject) -> Row:
     if not parameters:
         return skip(name, "no parameters")
     with torch.enable_grad():
-        out = subject()
-        if not out.requires_grad:
+        outs = [out for out in all_tensors(subject.run()) if out.requires_grad]
+        if not outs:
             return Row(name=name, verdict="FAIL", explanation="the output is detached: no parameter gets a gradient")
-        found = slopes((out * torch.randn_like(out)).sum(), list(parameters.values()))
+        total = sum((out * torch.randn_like(out)).sum() for out in outs)
+        assert isinstance(total, Tensor)
+        found = slopes(total, list(parameters.values()))
     arrived = dict(zip(parameters, found, strict=True))
     if broken := [key for key, slope in arrived.items() if slope is not None and not bool(slope.isfinite().all())]:
         return Row(name=name, verdict="FAIL", explanation=f"NaN or infinite: {', '.join(broken)}")

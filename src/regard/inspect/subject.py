@@ -126,7 +126,19 @@ class Subject:
         module: nn.Module | None = None,
         seed: int | None = 0,
     ) -> Tensor:
-        """Run the module, or a variant of it.
+        """The first tensor that the module, or a variant of it, returns; arguments as in :meth:`run`."""
+        return first_tensor(self.run(inputs, keep=keep, queries=queries, module=module, seed=seed))
+
+    def run(
+        self,
+        inputs: Mapping[str, Any] | None = None,
+        *,
+        keep: Tensor | None = None,
+        queries: Tensor | None = None,
+        module: nn.Module | None = None,
+        seed: int | None = 0,
+    ) -> Any:
+        """All that the module, or a variant of it, returns.
 
         Args:
             inputs: instead of the given ones.
@@ -145,7 +157,7 @@ class Subject:
         names = list(arguments)[: self.positional]
         values = [arguments.pop(name) for name in names]
         called = self.module if module is None else module
-        return first_tensor(called(*values, **arguments))
+        return called(*values, **arguments)
 
     def rows(self, out: Tensor) -> int | None:
         """The time axis of an output, None where it has none (a pooled model)."""

@@ -27,17 +27,31 @@ def first_tensor(output: Any) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    parts: list[Any] = []
-    if isinstance(output, Mapping):
-        parts = list(cast("Mapping[str, Any]", output).values())
-    elif isinstance(output, (tuple, list)):
-        parts = list(cast("Sequence[Any]", output))
-    elif is_dataclass(output):
-        parts = list(vars(output).values())
-    for part in parts:
+    for part in _parts(output):
         if part is not None:
             return first_tensor(part)
     raise TypeError(f"the module returns {type(output).__name__}, in which there is no tensor to compare")
+
+
+def all_tensors(output: Any) -> list[Tensor]:
+    """Every tensor of whatever a module returns.
+
+    Example:
+        >>> len(all_tensors((torch.zeros(1), {"aux": torch.zeros(2), "none": None})))
+        2
+    """
+    if isinstance(output, Tensor):
+        return [output]
+    return [tensor for part in _parts(output) for tensor in all_tensors(part)]
+
+
+def _parts(output: Any) -> list[Any]:
+    """Of a tuple, a dict or a dataclass; nothing else has any."""
+    if isinstance(output, Mapping):
+        return list(cast("Mapping[str, Any]", output).values())
+    if isinstance(output, (tuple, list)):
+        return list(cast("Sequence[Any]", output))
+    return list(vars(output).values()) if is_dataclass(output) else []
 
 
 def slopes(loss: Tensor, sources: Sequence[Tensor], *, keep_graph: bool = False) -> Sequence[Tensor | None]:

@@ -15,7 +15,7 @@ from regard.race.results import assemble, write
 from regard.race.runner import Runner, Watcher
 from regard.race.settings import Settings
 from regard.tasks.documents import InputError
-from regard.train.checkpoint import write_file
+from regard.tasks.writing import write_file
 
 
 class Show(Protocol):

@@ -23,7 +23,7 @@ from regard.race.showing import exhibit
 from regard.race.verdict import judge, memory, ranked, speed
 from regard.tasks.documents import printable
 from regard.tasks.task import Metric
-from regard.train.checkpoint import write_file
+from regard.tasks.writing import write_file
 
 SCHEMA = "regard.race/1"
 

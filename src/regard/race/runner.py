@@ -16,7 +16,8 @@ from regard.race.job import check_owner
 from regard.race.outcome import Outcome
 from regard.race.settings import Settings
 from regard.tasks.documents import InputError
-from regard.train.checkpoint import CheckpointError, read_checkpoint, write_file
+from regard.tasks.writing import write_file
+from regard.train.checkpoint import CheckpointError, read_checkpoint
 
 STATUSES = ("finished", "interrupted", "diverged", "crashed", "out of memory", "killed", "not started")
 FINAL = ("finished", "diverged")

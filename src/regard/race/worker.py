@@ -28,7 +28,8 @@ def main(folder: Path) -> int:
     stop = _stop_flag()
     _die_with_parent()
     from regard.tasks.documents import InputError
-    from regard.train.checkpoint import CheckpointError, write_file
+    from regard.tasks.writing import write_file
+    from regard.train.checkpoint import CheckpointError
     from regard.train.trainer import DivergedError
 
     try:

@@ -4,8 +4,6 @@ What the listener should know of a file (clipped, silent, resampled, mixed down)
 """
 
 import io
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regard.tasks.documents import LARGEST, InputError, printable, read_file
+from regard.tasks.writing import write_file
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -124,13 +123,9 @@ def write_audio(path: str | Path, waveform: Float[Tensor, " N"], rate: int) -> t
     with soundfile.SoundFile(buffer, "w", rate, 1, subtype=subtype, format=form) as file:
         for first in range(0, len(samples), BLOCK):
             file.write(samples[first : first + BLOCK])
-    temporary = named.with_name(f".{named.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(named)
+        write_file(named, buffer.getvalue())
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {name}: {error.strerror}") from error
     return remarks
 

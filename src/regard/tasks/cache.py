@@ -9,6 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from regard.tasks.writing import write_file
+
 
 def cache_folder() -> Path:
     """``$REGARD_CACHE``, or ``regard`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
@@ -31,12 +33,7 @@ def cached(name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor
     with contextlib.suppress(OSError, SafetensorError):
         return load(path.read_bytes())
     found = make()
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(save({key: tensor.contiguous() for key, tensor in found.items()}))
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        write_file(path, save({key: tensor.contiguous() for key, tensor in found.items()}))
     return found

@@ -5,9 +5,7 @@ Both are written under a temporary name and renamed, the JSON last: whenever the
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from regard.tasks.writing import write_file
+
 FORMAT = "regard.checkpoint/1"
 NAME = "checkpoint.json"
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is damaged or not ours; the message names the file and what is wrong with it."""
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write ``data`` under a temporary name beside ``path``, then rename: readers see the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -77,6 +77,8 @@ def test_relative_distance_of_silence_is_zero_and_its_gradient_is_no_nan():
     assert distance == 0
     x = torch.randn(1, 24, dtype=torch.float64)
     assert_close(spectral_distance(x, torch.zeros_like(x), SMALL[0], relative=True), torch.ones(1, dtype=torch.float64))
+    half = SoundLoss(l2=0.0, linf=0.0, spectral=1.0, multispectral=0.0, relative=True, alone=SMALL[0])
+    assert_close(half(x[..., None], 0.5 * x[:, None, :, None])["loss"], torch.tensor(0.5, dtype=torch.float64))
     judge = SoundLoss(peaks=2, several=SMALL)
     judge(torch.zeros(1, 24, 1, dtype=torch.float64), y[:, None, :, None])["loss"].backward()
     assert y.grad.isfinite().all()

@@ -20,19 +20,19 @@ def small(**options):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_stack_is_its_blocks_written_out(reverse):
-    residual = Residual(4, 3, expansion=1.5, growth=2, cycle=2, scaled=True)
+    residual = Residual(4, 4, expansion=1.5, growth=2, cycle=3, scaled=True)
     stack = ResidualStack(residual, reverse=reverse, dtype=torch.float64)
     x = torch.randn(2, 4, 13, dtype=torch.float64)
     expected = x
     for number, block in enumerate(stack.blocks):
-        dilation = 2 ** ((2 - number if reverse else number) % 2)
+        dilation = 2 ** ((3 - number if reverse else number) % 3)
         wide = torch.zeros(2, 6, 13, dtype=torch.float64)
         for t in range(13):
             for tap in (-1, 0, 1):
                 if 0 <= t + tap * dilation < 13:
                     wide[:, :, t] += expected[:, :, t + tap * dilation].relu() @ block.dilated.weight[:, :, tap + 1].T
         wide = (wide + block.dilated.bias[:, None]).relu()
-        expected = expected + (block.mix.weight[:, :, 0] @ wide + block.mix.bias[:, None]) / 3**0.5
+        expected = expected + (block.mix.weight[:, :, 0] @ wide + block.mix.bias[:, None]) / 4**0.5
     assert_close(stack(x), expected)
 
 

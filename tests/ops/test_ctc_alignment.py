@@ -88,6 +88,16 @@ def test_left_padding_moves_the_spans_with_the_frames():
     assert [(s.first + 3, s.end + 3) for s in first] == [(s.first, s.end) for s in later]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_masked_frames_are_no_steps_wherever_they_stand(seed):
+    log_probs, labels = drawn(1, 12, 4, seed=seed, sharpness=2.0), torch.tensor([[2, 1, 1]])
+    mask = torch.rand(1, 12, generator=torch.Generator().manual_seed(seed)) < 0.7
+    found = align(log_probs, labels, frame_mask=mask)
+    alone = align(log_probs[:, mask[0]], labels)
+    assert found.states[mask].tolist() == alone.states[0].tolist()
+    assert found.states[~mask].eq(-1).all()
+
+
 def test_a_wildcard_stands_for_anything():
     log_probs = drawn(1, 7, 5, sharpness=3.0)
     log_probs[0, :3] = torch.tensor([-9.0, -9.0, -9.0, -9.0, 0.0])

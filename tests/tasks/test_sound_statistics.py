@@ -3,6 +3,8 @@
 import io
 import json
 import math
+from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_figures_of_a_tone_of_noise_and_of_silence():
 
 
 def test_figures_of_codes():
-    codes = torch.tensor([0, 1, 0, 1, 0, 1, 0])
+    codes = torch.tensor([0, 1, 0, 0, 1, 1, 0])
     told = code_figures(codes, torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64), 1)
     assert_close(told["distance of codes, level 1"], 0.5)
     assert told["codes used, level 1"] == 2
@@ -54,7 +56,9 @@ def test_figures_of_codes():
     assert_close(
         told["perplexity of codes, level 1"], math.exp(-sum(p * math.log(p) for p in shares)), rtol=1e-6, atol=0
     )
-    assert_close(told["entropy of code pairs (bits), level 1"], 1.0, rtol=1e-6, atol=0)  # 01 and 10, three each
+    pairs = Counter(pairwise(codes.tolist()))
+    bits = -sum(n / 6 * math.log2(n / 6) for n in pairs.values())
+    assert_close(told["entropy of code pairs (bits), level 1"], bits, rtol=1e-6, atol=0)
     assert_close(code_figures(codes, torch.tensor([4.0, 3.0]).double(), 0)["distance of codes, level 0"], 0.0)
 
 

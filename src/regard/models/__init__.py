@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from regard.models.structure_module import StructureModule as StructureModule
     from regard.models.structure_truth import ProteinTruth as ProteinTruth
     from regard.models.template_pairs import TemplateAttention as TemplateAttention
+    from regard.models.template_pairs import TemplateEmbedding as TemplateEmbedding
     from regard.models.template_pairs import TemplatePairStack as TemplatePairStack
     from regard.models.transcribing import timed_labels as timed_labels
     from regard.models.transcribing import timed_words as timed_words
@@ -145,7 +146,7 @@ _FILES = {
     "speech_recognizer": ("SpeechRecognizer",),
     "structure_module": ("StructureModule",),
     "structure_truth": ("ProteinTruth",),
-    "template_pairs": ("TemplateAttention", "TemplatePairStack"),
+    "template_pairs": ("TemplateAttention", "TemplateEmbedding", "TemplatePairStack"),
     "transcribing": ("timed_labels", "timed_words", "transcribe"),
     "transformer": ("TransformerClassifier", "TransformerEncoder", "TransformerLM"),
     "transformer_2017": ("Transformer",),

@@ -92,6 +92,23 @@ def test_batches_depend_on_seed_and_step_alone(tmp_path):
     assert sorted(seen) == ["0", "1", "2"]
 
 
+def test_every_step_and_every_seed_varies_anew(tmp_path):
+    task, other = (made(tmp_path, ("abc", "abc", "abc", "a", "b"), seconds=99.0, seed=seed) for seed in (0, 1))
+    lengths = [sorted(given.batch(step).key_mask.sum(1).tolist()) for given in (task, other) for step in (0, 1)]
+    assert len({tuple(some) for some in lengths}) == 4
+
+
+def test_states_that_are_padding_make_no_room_for_labels(tmp_path):
+    task = made(tmp_path, seconds=99.0, variation=None, ctc_weight=1.0)
+    batch = task.batch(0)
+    log_probs = torch.zeros(3, 25, 5).log_softmax(-1)
+    certain = torch.tensor([0.0, *[-torch.inf] * 4])
+    row = int(batch.context_mask.sum(1).argmax())
+    log_probs[row, 3:] = certain  # three states for five labels
+    with pytest.raises(ValueError, match="1 of 3"):
+        task.loss(log_probs, batch)
+
+
 def test_a_batch_is_padded_and_its_masks_say_so(tmp_path):
     task = made(tmp_path, seconds=99.0, variation=None)
     batch = task.batch(0)

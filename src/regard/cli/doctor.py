@@ -43,7 +43,8 @@ def devices() -> list[str]:
 def advice() -> list[str]:
     """One line for each thing that is missing or badly set."""
     lines = [f"missing   {name}: pip install {name}" for name in CORE[1:] if not installed(name)]
-    lines += [f"missing   {name}, for the command line: pip install 'regard[race]'" for name in RACE if not installed(name)]
+    absent = [name for name in RACE if not installed(name)]
+    lines += [f"missing   {name}, for the command line: pip install 'regard[race]'" for name in absent]
     reason = native_library.missing()
     if reason is not None:
         lines.append(f"missing   the native kernels, patterns run on tiles, in plain torch: {reason}")

@@ -21,8 +21,8 @@ def transcribe(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="What to train on: an unpacked package, or recordings with texts (a table of file, tab, text; name.txt "
-            "beside name.wav; or LibriSpeech's lists). [default: Asterisk's English prompts, if they are installed]"
+            help="What to train on: an unpacked package, or recordings with texts (a table of file, tab, text; "
+            "name.txt beside name.wav; or LibriSpeech's lists). [default: Asterisk's English prompts, if they are installed]"
         ),
     ] = None,
     budget: Budget = "10m",

@@ -22,7 +22,7 @@ def transcribe(
         Path | None,
         typer.Option(
             help="What to train on: an unpacked package, or recordings with texts (a table of file, tab, text; "
-            "name.txt beside name.wav; or LibriSpeech's lists). [default: Asterisk's English prompts, if they are installed]"
+            "name.txt beside name.wav; or LibriSpeech's lists). [default: Asterisk's English prompts, if installed]"
         ),
     ] = None,
     budget: Budget = "10m",

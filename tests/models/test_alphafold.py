@@ -147,6 +147,14 @@ def test_every_parameter_is_taught_and_losses_are_weighted(atoms):
         assert_close(heavier[name], 2 * loss)
 
 
+def test_what_stands_in_padding_reaches_no_gradient():
+    given, made = protein(), model(structure=False)
+    mask = torch.arange(9).expand(2, 9) < torch.tensor([[9], [6]])
+    deletions = given["deletions"].masked_fill(~mask[:, None], torch.nan)
+    made(given["tokens"], deletions=deletions, key_mask=mask, cycles=0).sum().backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters() if p.grad is not None)
+
+
 def test_losses_do_not_look_at_masked_residues():
     given, made = protein(), model()
     mask = torch.arange(9).expand(2, 9) < torch.tensor([[9], [6]])

@@ -1,4 +1,4 @@
-"""``regard fold``: the places of a protein's residues, how certain each is, and a picture of its contacts."""
+"""``regard fold``: the C-alphas of a protein, how certain each is, and a picture of its contacts."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from regard.cli.protein_model import Folder, fitted_model
 from regard.models.structure_truth import pseudo_beta
 from regard.tasks.contact_picture import contact_picture
 from regard.tasks.documents import InputError, printable
-from regard.tasks.folding import By, Folded, check_same, fold, judge
+from regard.tasks.folding import Folded, check_same, fold, judge
 from regard.tasks.protein_files import GAP, UNKNOWN, Alignment, read_sequences, spell
 from regard.tasks.protein_structures import Chain, read_structure
 from regard.tasks.protein_writing import write_structure
@@ -35,7 +35,6 @@ def print_fold(
     seconds: float,
     truth: Path | None,
     chain: str | None,
-    by: By,
     truncate: bool,
 ) -> None:
     """Write the structure, a picture of its contacts and a JSON beside it, and print what it is worth.
@@ -48,7 +47,6 @@ def print_fold(
         seconds: to train for.
         truth: a structure of the same protein to compare with.
         chain: which chain of the truth.
-        by: the model's structure module, or a trace through its distances.
         truncate: fold the first residues of a protein over the limit.
 
     Raises:
@@ -64,7 +62,7 @@ def print_fold(
     _say(console, sentence(trained.facts))
     _say(console, "a small model: it knows the kinds of proteins it was trained on, and little of any other")
     with console.status("folding"):
-        folded = fold(trained.model, alignment, rows=trained.rows, by=by)
+        folded = fold(trained.model, alignment, rows=trained.rows, by="trace")
     figures = {} if true is None else judge(folded, true)
     for remark in (*remarks, *(true.remarks if true else ())):
         _say(console, remark)
@@ -99,7 +97,7 @@ def _admitted(path: Path, truncate: bool) -> tuple[list[str], Alignment]:
         alignment = Alignment(alignment.names, alignment.letters[:, :LONGEST], alignment.deletions[:, :LONGEST])
     unknown = int((alignment.letters[0] == UNKNOWN).sum())
     if unknown:
-        remarks.append(f"{unknown} unknown residues (X) are folded as such, without side chains")
+        remarks.append(f"{unknown} unknown residues (X) are folded as such")
     if len(alignment) == 1:
         remarks.append("a sequence without relatives: an alignment (.a3m) of its family tells the model much more")
     empty = int((alignment.letters[1:] == GAP).all(1).sum())

@@ -121,13 +121,11 @@ def fold(
     budget: Budget = "10m",
     truth: Annotated[Path | None, typer.Option(help="A structure of the same protein to compare with.")] = None,
     chain: Annotated[str | None, typer.Option(help="Which chain of the truth. [default: its only one]")] = None,
-    by: Annotated[
-        Literal["structure", "trace"],
-        typer.Option(help="Places by the structure module, or by a trace through the predicted distances."),
-    ] = "structure",
-    truncate: Annotated[bool, typer.Option(help="Fold only the beginning of a sequence that is too long.")] = False,
+    truncate: Annotated[
+        bool, typer.Option("--truncate", help="Fold only the beginning of a sequence that is too long.")
+    ] = False,
 ) -> None:
-    """The structure of a protein by a small AlphaFold, with its confidence and a map of contacts."""
+    """A protein by a small AlphaFold: its C-alphas, the confidence of each, and a map of contacts."""
     with plain_errors():
         from regard.cli.fold import print_fold
         from regard.train.budget import parse_seconds
@@ -140,6 +138,5 @@ def fold(
             seconds=parse_seconds(budget),
             truth=truth,
             chain=chain,
-            by=by,
             truncate=truncate,
         )

@@ -1,6 +1,7 @@
 """Rows a few at a time: the same numbers in less memory."""
 
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -29,14 +30,14 @@ def in_chunks(function: Callable[..., Tensor], size: int | None, dim: int, *tens
     """
     if size is not None and size < 1:
         raise ValueError(f"chunk_size={size}: a chunk has 1 row or more; None computes all rows at once")
-    rows = next(t.shape[dim] for t in tensors if t is not None)
-    if size is None or torch.compiler.is_compiling() or rows <= size:
+    length = next(t.shape[dim] for t in tensors if t is not None)
+    if size is None or torch.compiler.is_compiling() or length <= size:
         return function(*tensors)
+    cut = [repeat(None) if t is None else t.split(size, dim) for t in tensors]
     found: list[Tensor] = []
-    for start in range(0, rows, size):
-        cut = [None if t is None else t.narrow(dim, start, min(size, rows - start)) for t in tensors]
+    for rows in zip(*cut, strict=False):  # None goes on without end
         if torch.is_grad_enabled():
-            found.append(checkpoint(function, *cut, use_reentrant=False, preserve_rng_state=False))
+            found.append(checkpoint(function, *rows, use_reentrant=False, preserve_rng_state=False))
         else:
-            found.append(function(*cut))
+            found.append(function(*rows))
     return torch.cat(found, dim)

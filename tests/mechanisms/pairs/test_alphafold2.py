@@ -107,7 +107,8 @@ def test_one_graph_serves_every_size():
     torch.compiler.reset()
     counted = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counted)
-    for sizes in ((3, 5), (2, 8), (7, 9)):  # no size is that of a channel: those are fixed, and equals are taken for one
+    # no size is that of a channel: those are fixed, and equals are taken for one
+    for sizes in ((3, 5), (2, 8), (7, 9)):
         with torch.no_grad():
             assert_close(compiled(**given(*sizes)), block(**given(*sizes)), rtol=0, atol=1e-10)
         frames.append(counted.frame_count)

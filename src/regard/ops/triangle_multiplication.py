@@ -64,9 +64,13 @@ class TriangleMultiplication(nn.Module):
             pair_mask: True for edges that take part.
         """
         x = self.norm(pair)
-        left, right = self._side(x, pair_mask, 0), self._side(x, pair_mask, 1)
-        product = right.mT @ left if self.incoming else left @ right.mT
-        return self.out(self.out_norm(product.permute(0, 2, 3, 1))) * self.gate(x).sigmoid()
+        update = self.out(self.out_norm(self._product(x, pair_mask).permute(0, 2, 3, 1)))
+        return update * self.gate(x).sigmoid()
+
+    def _product(self, x: Tensor, mask: Tensor | None) -> Float[Tensor, "B D R R"]:
+        """y, channels first."""
+        left, right = self._side(x, mask, 0), self._side(x, mask, 1)
+        return right.mT @ left if self.incoming else left @ right.mT
 
     def _side(self, x: Tensor, mask: Tensor | None, number: int) -> Float[Tensor, "B D R R"]:
         """Left (0) or right (1), channels first; one at a time, as each is made from twice as many channels."""

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from regard.models.speech_recognizer import SpeechRecognizer as SpeechRecognizer
     from regard.models.structure_module import StructureModule as StructureModule
     from regard.models.structure_truth import ProteinTruth as ProteinTruth
+    from regard.models.template_features import Templates as Templates
     from regard.models.template_pairs import TemplateAttention as TemplateAttention
     from regard.models.template_pairs import TemplateEmbedding as TemplateEmbedding
     from regard.models.template_pairs import TemplatePairStack as TemplatePairStack
@@ -146,6 +147,7 @@ _FILES = {
     "speech_recognizer": ("SpeechRecognizer",),
     "structure_module": ("StructureModule",),
     "structure_truth": ("ProteinTruth",),
+    "template_features": ("Templates",),
     "template_pairs": ("TemplateAttention", "TemplateEmbedding", "TemplatePairStack"),
     "transcribing": ("timed_labels", "timed_words", "transcribe"),
     "transformer": ("TransformerClassifier", "TransformerEncoder", "TransformerLM"),

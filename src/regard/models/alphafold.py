@@ -3,7 +3,7 @@
 Jumper et al. 2021, "Highly accurate protein structure prediction with AlphaFold", Nature 596, supplement algorithm 2::
 
     embed the alignment (m) and all pairs (z);  repeat 1 + cycles times:
-        add what the pass before found;  [templates; extra alignment -> z]
+        add what the pass before found;  [templates -> m, z;  extra alignment -> z]
         m, z <- Evoformer;  s = L(m_1);  frames, torsions, atoms <- structure module(s, z)
 
 Only the last pass has gradients, and in training the number of cycles is drawn. The losses are those of supplement 1.9
@@ -18,17 +18,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
-from regard.models.alphafold_door import Protein, admit_extra, admit_protein
+from regard.models.alphafold_door import Protein, admit_extra, admit_protein, admit_templates
 from regard.models.alphafold_heads import ConfidenceHead, DistogramHead, LossWeights, MaskedMsaHead, structure_losses
 from regard.models.alphafold_inputs import LETTER_KINDS, InputEmbedder, RecyclingEmbedder
 from regard.models.evoformer import EvoformerStack
 from regard.models.structure_losses import confidence, masked_msa_loss
 from regard.models.structure_module import Structure, StructureModule
 from regard.models.structure_truth import ProteinTruth, pseudo_beta
+from regard.models.template_inputs import TemplateInputs, Templates
 from regard.ops.masks import hide
 from regard.ops.projection import Projection
 
-__all__ = ["AlphaFold", "Fold", "LossWeights", "ProteinTruth"]
+__all__ = ["AlphaFold", "Fold", "LossWeights", "ProteinTruth", "Templates"]
 
 
 class Fold(NamedTuple):
@@ -67,6 +68,8 @@ class AlphaFold(nn.Module):
         depth: blocks of the Evoformer.
         msa_heads, pair_heads: heads of alignment and triangle attention.
         extra_depth: blocks for an extra alignment (4 in the paper), which is a quarter as wide.
+        template_depth: blocks for the pairs of known structures (2 in the paper), which are half as wide as c_z.
+        template_directions: tell these blocks directions too; the released models do not.
         structure: with the structure module; False: only as far as the distogram.
         structure_depth, structure_options: its steps, and further arguments of
             :class:`regard.models.structure_module.StructureModule`.
@@ -96,6 +99,8 @@ class AlphaFold(nn.Module):
         msa_heads: int = 8,
         pair_heads: int = 4,
         extra_depth: int = 0,
+        template_depth: int = 0,
+        template_directions: bool = False,
         structure: bool = True,
         structure_depth: int = 8,
         structure_options: Mapping[str, Any] | None = None,
@@ -135,6 +140,16 @@ class AlphaFold(nn.Module):
             self.extra_stack = EvoformerStack(
                 extra_depth, narrow * msa_heads, pair_dim, head_dim=narrow, global_columns=True, **shared
             )
+        self.templates = None
+        if template_depth:
+            self.templates = TemplateInputs(
+                *(msa_dim, pair_dim, template_depth, pair_heads, max(1, pair_dim // pair_heads // 2)),
+                directions=template_directions,
+                drop=pair_drop,
+                checkpoint=checkpoint,
+                chunk_size=chunk_size,
+                **factory,
+            )
         self.evoformer = EvoformerStack(depth, msa_dim, pair_dim, head_dim=width, **shared)
         self.distogram = DistogramHead(pair_dim, **factory)
         self.masked_msa = MaskedMsaHead(msa_dim, **factory)
@@ -157,6 +172,7 @@ class AlphaFold(nn.Module):
         extra_msa: Int[Tensor, "B E R"] | None = None,
         extra_mask: Bool[Tensor, "B E R"] | None = None,
         extra_deletions: Float[Tensor, "B E R"] | None = None,
+        templates: Templates | None = None,
         truth: ProteinTruth | None = None,
         cycles: int | None = None,
         generator: Generator | None = None,
@@ -173,6 +189,7 @@ class AlphaFold(nn.Module):
             msa_mask: True for real letters; gaps are letters. Masked residues are masked in all rows anyway.
             deletions: letters deleted in front of each letter.
             extra_msa, extra_mask, extra_deletions: the same of a further, cheaper alignment.
+            templates: known structures of related proteins; none changes nothing.
             truth: makes the losses.
             cycles: how often the result goes in again; by default ``recycles``, in training drawn up to there.
             generator: the source of dropout and of ``cycles``.
@@ -186,7 +203,7 @@ class AlphaFold(nn.Module):
             ValueError, TypeError: letters or masks that do not fit.
         """
         given = admit_protein(tokens, key_mask, sequence, residue_index, msa_mask, deletions)
-        given = self._with_extra(given, extra_msa, extra_mask, extra_deletions)
+        given = self._with_more(given, extra_msa, extra_mask, extra_deletions, templates)
         state = self._run(given, cycles, generator)
         logits = self._distances(state, given)
         if not return_aux:
@@ -206,11 +223,12 @@ class AlphaFold(nn.Module):
         extra_msa: Int[Tensor, "B E R"] | None = None,
         extra_mask: Bool[Tensor, "B E R"] | None = None,
         extra_deletions: Float[Tensor, "B E R"] | None = None,
+        templates: Templates | None = None,
         cycles: int | None = None,
     ) -> Fold:
         """Fold; call ``eval()`` first, or dropout is part of it. The arguments are those of ``forward``."""
         given = admit_protein(tokens, key_mask, sequence, residue_index, msa_mask, deletions)
-        given = self._with_extra(given, extra_msa, extra_mask, extra_deletions)
+        given = self._with_more(given, extra_msa, extra_mask, extra_deletions, templates)
         state = self._run(given, self.recycles if cycles is None else cycles, None)
         logits = self._distances(state, given)
         if state.structure is None or self.confidence is None:
@@ -220,10 +238,20 @@ class AlphaFold(nn.Module):
         plddt = confidence(self.confidence(state.structure.single)).masked_fill(~given.mask, 0.0)
         return Fold(logits, atoms[:, :, :5], plddt, atoms, there)
 
-    def _with_extra(self, given: Protein, msa: Tensor | None, mask: Tensor | None, deletions: Tensor | None) -> Protein:
+    def _with_more(
+        self,
+        given: Protein,
+        msa: Tensor | None,
+        mask: Tensor | None,
+        deletions: Tensor | None,
+        templates: Templates | None,
+    ) -> Protein:
         if msa is not None and self.extra_stack is None:
             raise ValueError("extra_msa needs a stack for it: build AlphaFold with extra_depth=4")
-        return given if msa is None else admit_extra(given, msa, mask, deletions)
+        if templates is not None and self.templates is None:
+            raise ValueError("templates need a stack for them: build AlphaFold with template_depth=2")
+        given = given if msa is None else admit_extra(given, msa, mask, deletions)
+        return given if templates is None else admit_templates(given, templates)
 
     def _run(self, given: Protein, cycles: int | None, generator: Generator | None) -> _State:
         """All passes, the last one with gradients."""
@@ -249,12 +277,17 @@ class AlphaFold(nn.Module):
             row, square, points = before.msa[:, 0], before.pair, before.points
         new_row, new_pair = self.recycle(row, square, points)
         msa = torch.cat((msa[:, :1] + new_row[:, None], msa[:, 1:]), 1)
-        pair = pair + new_pair
+        pair, msa_mask = pair + new_pair, given.msa_mask
+        if self.templates is not None and given.templates is not None:
+            rows, seen = self.templates.rows(given.templates, given.residue_index)
+            msa, msa_mask = torch.cat((msa, rows), 1), torch.cat((msa_mask, seen), 1)
+            pair = pair + self.templates(pair, given.templates, given.pair_mask, generator=generator)
         if self.extra_stack is not None and self.extra_embed is not None and given.extra is not None:
             extra, extra_mask = given.extra
             embedded = self.extra_embed(extra.to(self.extra_embed.weight.dtype))
             _, pair = self.extra_stack(embedded, pair, extra_mask, given.pair_mask, generator=generator)
-        msa, pair = self.evoformer(msa, pair, given.msa_mask, given.pair_mask, generator=generator)
+        msa, pair = self.evoformer(msa, pair, msa_mask, given.pair_mask, generator=generator)
+        msa = msa[:, : given.msa_mask.shape[1]]  # without the rows of templates
         if self.structure is None or self.single is None:
             return _State(msa, pair, None, None)
         made = self.structure(self.single(msa[:, 0]), pair, given.sequence, mask=given.mask, generator=generator)

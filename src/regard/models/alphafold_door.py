@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regard.models.alphafold_inputs import GAP, LETTER_KINDS, UNKNOWN, letter_features
+from regard.models.residue_atoms import ATOMS
+from regard.models.template_features import Templates
 from regard.ops.masks import check_mask, positions
 
 
@@ -19,6 +21,7 @@ class Protein(NamedTuple):
         residue_index: places in the chain.
         mask, msa_mask: real residues, and real letters.
         extra: features of a further alignment, and its real letters.
+        templates: known structures of related proteins, one or more.
     """
 
     letters: Float[Tensor, "B S R F"]
@@ -27,6 +30,7 @@ class Protein(NamedTuple):
     mask: Bool[Tensor, "B R"]
     msa_mask: Bool[Tensor, "B S R"]
     extra: tuple[Float[Tensor, "B E R F"], Bool[Tensor, "B E R"]] | None = None
+    templates: Templates | None = None
 
     @property
     def pair_mask(self) -> Bool[Tensor, "B R R"]:
@@ -81,6 +85,34 @@ def admit_extra(protein: Protein, msa: Tensor, msa_mask: Tensor | None, deletion
     if msa.ndim != 3 or (msa.shape[0], msa.shape[2]) != (batch, length):
         raise ValueError(f"extra_msa has shape {tuple(msa.shape)}, expected ({batch}, any number, {length})")
     return protein._replace(extra=_letters("extra_msa", msa, msa_mask, deletions, protein.mask))
+
+
+def admit_templates(protein: Protein, templates: Templates) -> Protein:
+    """The same with known structures; masked residues and templates have gaps for letters, and no atoms.
+
+    Raises:
+        ValueError, TypeError: shapes or dtypes that do not fit.
+    """
+    sequence, atoms, atom_mask, mask = templates
+    batch, length = protein.mask.shape
+    if sequence.ndim != 3 or (sequence.shape[0], sequence.shape[2]) != (batch, length):
+        raise ValueError(f"templates have letters {tuple(sequence.shape)}, expected ({batch}, any number, {length})")
+    fits = atoms.ndim == 5 and atoms.shape[:3] == sequence.shape and atoms.shape[4] == 3
+    if not fits or not 5 <= atoms.shape[3] <= len(ATOMS):
+        expected = f"{tuple(sequence.shape)} and then (5 to {len(ATOMS)}, 3)"
+        raise ValueError(f"templates have atoms {tuple(atoms.shape)}, expected {expected}: the first of ATOMS")
+    if sequence.is_floating_point() or sequence.dtype == torch.bool:
+        raise TypeError(f"templates have letters of {sequence.dtype}: pass integers, 0 .. {GAP}")
+    for name, given, shape in (("atom_mask", atom_mask, atoms.shape[:4]), ("mask", mask, sequence.shape[:2])):
+        if given.dtype != torch.bool:
+            raise TypeError(f"{name} of templates is {given.dtype}: pass Bool, True for what is known")
+        if given.shape != shape:
+            raise ValueError(f"{name} of templates has shape {tuple(given.shape)}, expected {tuple(shape)}")
+    if sequence.shape[1] == 0:
+        return protein
+    real = mask[..., None] & protein.mask[:, None]
+    sequence = sequence.masked_fill(sequence > GAP, UNKNOWN).masked_fill(~real, GAP)
+    return protein._replace(templates=Templates(sequence, atoms, atom_mask & real[..., None], mask))
 
 
 def _letters(

@@ -26,6 +26,7 @@ Cost a head, in pairs: row and previous row N l, column and summary N^2 / l, spr
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -225,14 +226,9 @@ class FactoredAttention(Core):
         """
         self._check_length(q.shape[-2])
         if self.kind == "encoder_decoder":
-            return self._attend(q, k, v, None, key_mask, generator=generator)
-        if key_mask is None:
-            return self._attend(q, k, v, self.pattern, generator=generator)
-
-        def attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor) -> Tensor:
-            return self._attend(q, k, v, self.pattern, key_mask, generator=generator)
-
-        return from_first_real(attention, q, k, v, key_mask, query_mask)
+            return self._attend(q, k, v, key_mask, generator=generator)
+        attention = partial(self._attend, pattern=self.pattern, generator=generator)
+        return attention(q, k, v) if key_mask is None else from_first_real(attention, q, k, v, key_mask, query_mask)
 
     def memory(self, *sizes: int, static: int | None = None, **factory: Any) -> Memory:
         """Keys and values that later tokens may see: at most l for "row", 2 l for "previous_row", P for "prime".
@@ -253,7 +249,7 @@ class FactoredAttention(Core):
         if isinstance(memory, StaticCache):
             seen = slot_mask(self.pattern, memory.length, n, memory.key.shape[-2], q.shape[-3])
             full = memory.append(k, v)
-            return self._attend(q, full.key.to(q.dtype), full.value.to(q.dtype), None, attn_mask=seen), full
+            return self._attend(q, full.key.to(q.dtype), full.value.to(q.dtype), attn_mask=seen), full
         cache = KeyValueCache(memory.key, memory.value).append(k, v)
         m = cache.key.shape[-2]
         if self.max_length is not None:
@@ -261,7 +257,7 @@ class FactoredAttention(Core):
         keys, values = cache.key.to(q.dtype), cache.value.to(q.dtype)
         line = self._line(m) if n == 1 else None
         if line is None:
-            out = self._attend(q, keys, values, self.pattern)
+            out = self._attend(q, keys, values, pattern=self.pattern)
         else:
             out = self._look(q, keys[..., line, :], values[..., line, :])
         return out, self._kept(cache, m)
@@ -307,9 +303,9 @@ class FactoredAttention(Core):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        pattern: Pattern | None,
         key_mask: Tensor | None = None,
         *,
+        pattern: Pattern | None = None,
         attn_mask: Tensor | None = None,
         generator: Generator | None = None,
     ) -> Tensor:

@@ -37,10 +37,12 @@ def test_gradcheck(case):
     module = case.build().double()
     subject = case.subject(module)
     short = {name: subject.cut(subject.length(name) - TINY, [name])[name] for name in subject.axes}
-    inputs = {name: value.double().requires_grad_() for name, value in {**subject.inputs, **short}.items()}
+    given = {**subject.inputs, **short}
+    inputs = {name: value.double().requires_grad_() for name, value in given.items() if value.is_floating_point()}
+    others = {name: value for name, value in given.items() if name not in inputs}
     names = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     keep = torch.arange(TINY) < torch.tensor([[TINY], [TINY - 2]])
-    mask = {subject.mask_name: subject._mask(keep)} if subject.takes_mask else {}
+    mask = others | ({subject.mask_name: subject._mask(keep)} if subject.takes_mask else {})
 
     def run(*values):
         parameters = dict(zip(names, values[len(inputs) :], strict=True))

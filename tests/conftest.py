@@ -1,6 +1,7 @@
 """What every test runs under: checked shapes, poisoned memory, fixed seeds, one thread."""
 
 import logging
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,10 @@ import torch
 from tests import typechecker
 
 typechecker.install()
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as under nohup: tests of Ctrl-C, and their processes, must hear it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 logging.getLogger("torch.__trace").propagate = False  # hundreds of empty lines under each failure
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from regard.cli.display import make_console
+from regard.cli.display import make_console, say
 from regard.cli.training import train_shown
 from regard.tasks.audio import FORMATS, read_audio, write_audio
 from regard.tasks.documents import InputError, printable
@@ -60,8 +60,8 @@ def print_composition(
     console, folder = make_console(), model or Path(DEFAULT_MODEL)
     composer = _trained(console, folder, data, budget, seed)
     for facts in composer.facts:
-        _say(console, f"{facts['stage']}: {sentence(facts)}")
-    _say(console, _codebooks(composer))
+        say(console, f"{facts['stage']}: {sentence(facts)}")
+    say(console, _codebooks(composer))
     generator = torch.Generator().manual_seed(seed)
     with console.status("") as status:
 
@@ -91,10 +91,10 @@ def print_composition(
     write_file(out.with_suffix(".json"), json.dumps(_plain(told), indent=1).encode())
     console.print(_table(figures))
     for remark in remarks:
-        _say(console, remark)
+        say(console, remark)
     if start:
-        _say(console, f"the first {start / RATE:.2f} s are the recording, given back from its codes")
-    _say(console, "  ".join(str(out.with_suffix(ending)) for ending in (out.suffix, ".png", ".json")))
+        say(console, f"the first {start / RATE:.2f} s are the recording, given back from its codes")
+    say(console, "  ".join(str(out.with_suffix(ending)) for ending in (out.suffix, ".png", ".json")))
 
 
 def _check(
@@ -125,7 +125,7 @@ def _trained(console: Console, folder: Path, data: Sequence[Path] | None, budget
             raise InputError(f"{folder} was trained on other music: leave --data out, or give another --model")
         return composer
     for remark in songs.remarks:
-        _say(console, remark)
+        say(console, remark)
     for stage in stages(songs, folder, seed=seed):
         share = Budget(seconds=budget * SHARES[stage.name])
         rate, into = RATES[stage.name], folder / stage.name
@@ -168,7 +168,3 @@ def _plain(told: Any) -> Any:
     if isinstance(told, list | tuple):
         return [_plain(value) for value in told]  # pyright: ignore[reportUnknownVariableType]
     return None if isinstance(told, float) and math.isnan(told) else told
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -22,7 +22,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """One line of text."""
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, line)
 
     def watch(self, field: Field, prepared: Prepared) -> AbstractContextManager[Watcher]:
         """One bar per entrant."""
@@ -42,3 +42,8 @@ def make_console() -> Console:
     if not console.is_terminal and "COLUMNS" not in os.environ:
         return Console(width=160)
     return console
+
+
+def say(console: Console, line: str) -> None:
+    """One line as it is, however long: brackets in names are no markup, and nothing is broken or coloured."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

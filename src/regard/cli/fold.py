@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from regard.cli.display import make_console
+from regard.cli.display import make_console, say
 from regard.cli.protein_model import Folder, fitted_model
 from regard.models.structure_truth import pseudo_beta
 from regard.tasks.contact_picture import contact_picture
@@ -59,23 +57,23 @@ def print_fold(
         check_same(spell(alignment.letters[0]), true)
     console, path = make_console(), model or Path(DEFAULT_MODEL)
     trained = fitted_model(console, path, data, Budget(seconds=seconds))
-    _say(console, sentence(trained.facts))
-    _say(console, "a small model: it knows the kinds of proteins it was trained on, and little of any other")
+    say(console, sentence(trained.facts))
+    say(console, "a small model: it knows the kinds of proteins it was trained on, and little of any other")
     with console.status("folding"):
         folded = fold(trained.model, alignment, rows=trained.rows, by="trace")
     figures = {} if true is None else judge(folded, true)
     for remark in (*remarks, *(true.remarks if true else ())):
-        _say(console, remark)
+        say(console, remark)
     name = alignment.names[0]
     for ending, content in _files(folded, name, out, true, figures, trained, len(alignment)).items():
         write_file(out.with_suffix(ending), content)
-    _say(
+    say(
         console,
         f"{name}: {len(folded.sequence)} residues, mean confidence {float(folded.confidence.mean()):.0f} of 100",
     )
     for title, value in figures.items():
-        _say(console, f"  {title} {value:.3f}")
-    _say(console, "  ".join(str(out.with_suffix(ending)) for ending in (out.suffix, ".png", ".json")))
+        say(console, f"  {title} {value:.3f}")
+    say(console, "  ".join(str(out.with_suffix(ending)) for ending in (out.suffix, ".png", ".json")))
 
 
 def _check_out(out: Path) -> None:
@@ -137,7 +135,3 @@ def _files(
         ".png": contact_picture(folded.contacts, name, confidence=folded.confidence, **points),
         ".json": json.dumps(told, indent=1).encode(),
     }
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

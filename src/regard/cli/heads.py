@@ -6,7 +6,7 @@ from typing import Literal
 
 from rich.markup import escape
 
-from regard.cli.display import make_console
+from regard.cli.display import make_console, say
 from regard.cli.folders import new_folder
 from regard.inspect import heads
 from regard.inspect.head_roles import RELATIONS
@@ -74,4 +74,4 @@ def print_heads(
     write_file(page, render_heads(report, model=loaded.name, data=data.name).encode())
     counted = ", ".join(f"{len(report.of_kind(kind))} {kind}" for kind in KINDS)
     for text in (report.table(), f"{len(report.heads)} heads: {counted}", f"{told}  {page}"):
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(console, text)

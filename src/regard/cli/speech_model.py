@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from regard.cli.display import say
 from regard.cli.training import train_shown
 from regard.models.speech_recognizer import SpeechRecognizer
 from regard.tasks.alphabet import Alphabet
@@ -66,7 +67,7 @@ def fitted_recogniser(console: Console, folder: Path, data: Path | None, budget:
     if not is_fitted(folder):
         task, title = make_task(read_prompts(data))
         for remark in task.remarks:
-            console.print(f"{title}: {remark}", markup=False, highlight=False, soft_wrap=True)
+            say(console, f"{title}: {remark}")
         torch.manual_seed(0)
         model = task.model(**SIZES, **OPTIONS)
         facts = {"kind": KIND, "data": title, "alphabet": task.alphabet.signs, "sizes": SIZES, "options": OPTIONS}

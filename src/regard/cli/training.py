@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from torch import nn
 
+from regard.cli.display import say
 from regard.tasks.documents import InputError
 from regard.tasks.task import Task
 from regard.train.budget import Budget
@@ -40,7 +41,7 @@ def train_shown(
         KeyboardInterrupt: Ctrl-C; what was done is kept, and it was said how to go on.
     """
     shown = _Shown(console, task, budget)
-    _say(console, f"training into {folder} for {budget}: {facts['data']}")
+    say(console, f"training into {folder} for {budget}: {facts['data']}")
     try:
         with shown.progress:
             trainer = fit(model, task, folder, budget, rate=rate, facts=facts, every=every, tell=shown, device=device)
@@ -48,7 +49,7 @@ def train_shown(
         raise InputError(str(error)) from error
     except KeyboardInterrupt:
         if (folder / "checkpoint.json").exists():
-            _say(console, f"what was learned is kept in {folder}: the same command goes on from there")
+            say(console, f"what was learned is kept in {folder}: the same command goes on from there")
         raise
     return trainer
 
@@ -80,9 +81,5 @@ class _Shown:
         self.progress.update(self.bar, completed=spent, told=told)
         line = int(spent * LINES)
         if not self.console.is_terminal and line != self.lines:
-            _say(self.console, f"{spent:4.0%}  {told}")
+            say(self.console, f"{spent:4.0%}  {told}")
         self.lines = line
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

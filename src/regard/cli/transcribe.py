@@ -8,7 +8,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from regard.cli.display import make_console
+from regard.cli.display import make_console, say
 from regard.cli.folders import new_folder
 from regard.cli.hearing import Decoder, Heard, draw, hear
 from regard.cli.speech_model import fitted_recogniser
@@ -56,13 +56,13 @@ def print_transcripts(
             raise InputError(f"{printable(str(path))} {'is not a regular file' if path.exists() else 'does not exist'}")
     console, folder = make_console(), new_folder(out, DEFAULT_FOLDER, TABLE, "transcripts")
     recogniser = fitted_recogniser(console, model or Path(DEFAULT_MODEL), data, Budget(seconds=seconds))
-    _say(console, sentence(recogniser.facts))
+    say(console, sentence(recogniser.facts))
     texts: list[str] = []
     for path, name in zip(files, _names(files), strict=True):
         try:
             heard = hear(recogniser, path, decoder=decoder, beams=beams)
         except InputError as error:
-            _say(console, f"\n{error}")
+            say(console, f"\n{error}")
             continue
         folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps(heard.told(recogniser, decoder, beams), indent=1, ensure_ascii=False)
@@ -71,17 +71,17 @@ def print_transcripts(
         texts.append(f"{printable(str(path))}\t{heard.text}\n")
         write_file(folder / TABLE, "".join(texts).encode())
         _print(console, heard)
-        _say(console, f"  {folder / name}.json  {folder / name}.{picture}")
+        say(console, f"  {folder / name}.json  {folder / name}.{picture}")
     return len(texts) == len(files)
 
 
 def _print(console: Console, heard: Heard) -> None:
     """The text, what is to be known of it, and a line for each word."""
-    _say(console, f"\n{printable(str(heard.path))} ({heard.sound.seconds:.1f} s): {heard.text or '(nothing is said)'}")
+    say(console, f"\n{printable(str(heard.path))} ({heard.sound.seconds:.1f} s): {heard.text or '(nothing is said)'}")
     for remark in heard.remarks:
-        _say(console, f"  {remark}")
+        say(console, f"  {remark}")
     for word in heard.words:
-        _say(console, f"  {word.start:7.2f} - {word.end:7.2f} s  {word.confidence:4.0%}  {word.text}")
+        say(console, f"  {word.start:7.2f} - {word.end:7.2f} s  {word.confidence:4.0%}  {word.text}")
 
 
 def _names(files: Sequence[Path]) -> list[str]:
@@ -94,7 +94,3 @@ def _names(files: Sequence[Path]) -> list[str]:
         seen[name] += 1
         unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return unique
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,7 +4,7 @@ Jumper et al. 2021, supplementary Algorithms 7, 8 and 19, on S aligned sequences
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -88,6 +88,8 @@ class MsaColumnAttention(nn.Module):
         torch.Size([1, 5, 7, 12])
     """
 
+    of_columns: ClassVar[type[GatedAttention] | type[GlobalAttention]] = GatedAttention
+
     def __init__(
         self,
         dim: int,
@@ -102,7 +104,7 @@ class MsaColumnAttention(nn.Module):
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm = nn.LayerNorm(dim, **factory)
-        self.attention = GatedAttention(dim, num_heads, head_dim, value_dim=value_dim, gated=gated, **factory)
+        self.attention = self.of_columns(dim, num_heads, head_dim, value_dim=value_dim, gated=gated, **factory)
 
     def forward(
         self,
@@ -119,7 +121,7 @@ class MsaColumnAttention(nn.Module):
         return self.attention(self.norm(msa.transpose(1, 2)), key_mask=mask).transpose(1, 2)
 
 
-class MsaGlobalColumnAttention(nn.Module):
+class MsaGlobalColumnAttention(MsaColumnAttention):
     """The mean of a column asks it, for thousands of sequences (Algorithm 19). O(S R h c).
 
     Args:
@@ -132,32 +134,4 @@ class MsaGlobalColumnAttention(nn.Module):
         torch.Size([1, 5, 7, 12])
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        head_dim: int,
-        *,
-        value_dim: int | None = None,
-        gated: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__()
-        factory: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.norm = nn.LayerNorm(dim, **factory)
-        self.attention = GlobalAttention(dim, num_heads, head_dim, value_dim=value_dim, gated=gated, **factory)
-
-    def forward(
-        self,
-        msa: Float[Tensor, "B S R C"],
-        msa_mask: Bool[Tensor, "B S R"] | None = None,
-        *,
-        chunk_size: int | None = None,
-    ) -> Float[Tensor, "B S R C"]:
-        """The update of the alignment; ``chunk_size`` columns at a time."""
-        return in_chunks(self._columns, chunk_size, 2, msa, msa_mask)
-
-    def _columns(self, msa: Tensor, mask: Tensor | None) -> Tensor:
-        mask = None if mask is None else mask.mT
-        return self.attention(self.norm(msa.transpose(1, 2)), key_mask=mask).transpose(1, 2)
+    of_columns = GlobalAttention

@@ -21,6 +21,7 @@ from regard.models.translating import Hypothesis, Translator, beam_search, greed
 from regard.models.translation_model import TranslationModel
 from regard.tasks.documents import InputError
 from regard.tasks.gallery import Exhibition
+from regard.tasks.like_length import batches_of_like_length
 from regard.tasks.parallel_text import ParallelSplit, ParallelText
 from regard.tasks.subwords import Subwords
 from regard.tasks.task import Batch, Metric, Part, Task, step_generator
@@ -249,14 +250,7 @@ class Translation(Task):
 
     def _drawn_pass(self, number: int) -> list[list[int]]:
         """The batches of one pass over the data: neighbours by length, in random order."""
-        generator = step_generator(self.seed, number)
-        order = (self._lengths + JITTER * torch.rand(len(self._lengths), generator=generator)).argsort()
-        behind = self._lengths[order].cumsum(0) - self._lengths[order]
-        place = (behind * self.steps_a_pass / self._lengths.sum()).long()
-        batches = [part.tolist() for part in order.split(torch.bincount(place).tolist()) if len(part)]
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        # a batch that one long sentence left empty is made up for by another
-        return [batches[shuffled[place % len(batches)]] for place in range(self.steps_a_pass)]
+        return batches_of_like_length(self._lengths, self.steps_a_pass, JITTER, step_generator(self.seed, number))
 
     def _encoded(self, text: ParallelText, part: str, beyond: Beyond) -> _Encoded:
         """The sentences that fit, as tokens."""

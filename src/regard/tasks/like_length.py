@@ -1,12 +1,12 @@
 """Batches of examples whose lengths are alike, so that little is padded; drawn anew for each pass over the data."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Num
 from torch import Generator, Tensor
 
 
 def batches_of_like_length(
-    lengths: Float[Tensor, " S"], count: int, jitter: float, generator: Generator
+    lengths: Num[Tensor, " S"], count: int, jitter: float, generator: Generator
 ) -> list[list[int]]:
     """Each example once, in ``count`` batches of about the same total length, in random order.
 

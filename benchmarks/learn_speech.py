@@ -39,8 +39,9 @@ SOURCES = {"English": asterisk, "Czech": fillets}
 POINTS = 16
 """Of the curve."""
 BAR, MARGIN = "best without hearing", 0.15
-"""Written before any run: it has learned if its mean character error rate on the test part is so much below the best of
-what can be written without hearing (:mod:`regard.tasks.speech_baselines`), and the seeds differ by less than that."""
+"""Written before the runs, after a first look at short trials: it has learned if its mean character error rate on the
+test part is so much below the best of what can be written without hearing (:mod:`regard.tasks.speech_baselines`), and
+the seeds differ by less than that."""
 ORDER, LANGUAGE_WEIGHT, LENGTH_BONUS, BEAMS, JOINT_WEIGHT = 5, 0.3, 0.5, 8, 0.5
 """Of the n-grams over characters of the training texts, and of the searches; not tuned."""
 SEARCHES: dict[str, tuple[Method, bool]] = {

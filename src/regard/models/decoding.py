@@ -61,18 +61,40 @@ def generate(
     memory, last, found = model.memory(len(prompt)), prompt, [prompt]
     for _ in range(steps):
         logits, memory = model.stream(last, memory)
-        last = _draw(logits[:, -1].float(), temperature, top_k, generator)
+        last = draw(logits[:, -1], temperature=temperature, top_k=top_k, generator=generator)
         found.append(last)
     return torch.cat(found, 1)
 
 
-def _draw(
-    logits: Float[Tensor, "B V"], temperature: float, top_k: int | None, generator: Generator | None
+def draw(
+    logits: Float[Tensor, "B V"],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: Generator | None = None,
 ) -> Int[Tensor, "B 1"]:
-    """One token a row."""
+    """One token a row, by softmax(logits / temperature) among those that are kept.
+
+    Args:
+        logits: of all tokens.
+        temperature: below 1 sharpens; 0 takes the likeliest token.
+        top_k: only the k likeliest are kept.
+        top_p: only the likeliest are kept, as few as have this probability together; of those kept by ``top_k``.
+        generator: the source of the draws.
+
+    Example:
+        >>> draw(torch.tensor([[0.0, 3.0, 1.0]]), temperature=0).tolist()
+        [[1]]
+    """
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
+    logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, -1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
-    return torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
+    weights = logits.softmax(-1)
+    if top_p is not None and top_p < 1:
+        likeliest, order = weights.sort(-1, descending=True)
+        enough = likeliest.cumsum(-1) - likeliest >= top_p  # those before it have it already
+        weights = weights.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
+    return torch.multinomial(weights, 1, generator=generator)

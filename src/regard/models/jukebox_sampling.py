@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Generator, Tensor
 
+from regard.models.decoding import draw
 from regard.models.jukebox_conditions import lyric_window
 from regard.models.jukebox_prior import JukeboxPrior
 
@@ -33,40 +34,6 @@ class Prior(Protocol):
     def resume(self) -> Callable[[Tensor, Any], tuple[Tensor, Any]]:
         """(codes, memory) -> (logits, memory)."""
         ...
-
-
-def draw(
-    logits: Float[Tensor, "B V"],
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: Generator | None = None,
-) -> Int[Tensor, "B 1"]:
-    """One code a row, by softmax(logits / temperature) among those that are kept.
-
-    Args:
-        logits: of all codes.
-        temperature: below 1 sharpens; 0 takes the likeliest code.
-        top_k: only the k likeliest are kept.
-        top_p: only the likeliest are kept, as few as have this probability together; of those kept by ``top_k``.
-        generator: the source of the draws.
-
-    Example:
-        >>> draw(torch.tensor([[0.0, 3.0, 1.0]]), temperature=0).tolist()
-        [[1]]
-    """
-    if temperature == 0:
-        return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k, -1).values[:, -1:], -torch.inf)
-    weights = logits.softmax(-1)
-    if top_p is not None and top_p < 1:
-        likeliest, order = weights.sort(-1, descending=True)
-        enough = likeliest.cumsum(-1) - likeliest >= top_p  # those before it have it already
-        weights = weights.masked_fill(enough.gather(-1, order.argsort(-1)), 0.0)
-    return torch.multinomial(weights, 1, generator=generator)
 
 
 @torch.no_grad()
@@ -94,7 +61,7 @@ def sample_codes(
         steps: how many codes to draw.
         prime: codes to continue; read at once.
         upper_codes, labels: what the prior is told, for the whole window.
-        temperature, top_k, top_p, generator: see :func:`draw`.
+        temperature, top_k, top_p, generator: see :func:`regard.models.decoding.draw`.
         tell: is called with the number of codes drawn and ``steps``, after each.
 
     Returns:
@@ -172,7 +139,7 @@ def sample_windows(
         upper_codes: of the whole piece.
         labels: of its beginning; each window gets its own offset and length in samples, from ``prior.hop``.
         lyrics: the tokens of each whole text; each window gets those that are likely sung in it.
-        temperature, top_k, top_p, generator: see :func:`draw`.
+        temperature, top_k, top_p, generator: see :func:`regard.models.decoding.draw`.
         tell: is called with the number of codes that are there and ``length``, after each.
 
     Raises:
@@ -245,7 +212,7 @@ def sample_levels(
         labels: rows for each prior; None where it takes none.
         lyrics: the tokens of each whole text, for priors that read them.
         hop_fraction, temperature: one number, or one for each level.
-        top_k, top_p, generator: see :func:`draw`.
+        top_k, top_p, generator: see :func:`regard.models.decoding.draw`.
         tell: is called with the level, the number of its codes that are there and how many there will be.
 
     Returns:

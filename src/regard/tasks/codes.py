@@ -22,7 +22,7 @@ from regard.models.sound_blocks import Residual
 from regard.models.vqvae import VQVAE
 from regard.registry import UnsupportedError
 from regard.tasks.documents import InputError
-from regard.tasks.music import RATE, Song, Songs
+from regard.tasks.music import RATE, Song, Songs, draw_places
 from regard.tasks.task import Batch, Metric, Part, Task, step_generator
 
 PIECE = 8 * RATE
@@ -145,13 +145,8 @@ class Codes(Task):
 
     def batch(self, step: int) -> Batch:
         """Windows drawn uniformly by a generator that depends on seed and step alone; they begin with a code above."""
-        generator = step_generator(self.seed, step)
-        chosen = torch.multinomial(self.sizes, self.rows, replacement=True, generator=generator).tolist()
-        places = torch.rand(self.rows, generator=generator).tolist()
-        starts = [
-            int(p * float(self.sizes[n])) // self.factor * self.factor for n, p in zip(chosen, places, strict=True)
-        ]
-        return self._batch([(self.long[number], start) for number, start in zip(chosen, starts, strict=True)])
+        places = draw_places(self.sizes, self.rows, step_generator(self.seed, step))
+        return self._batch([(self.long[number], start // self.factor * self.factor) for number, start in places])
 
     def held_out(self, part: Part) -> Iterator[Batch]:
         """All whole windows of the held-out ends, in order."""

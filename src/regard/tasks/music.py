@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from regard.models.sound_blocks import Residual
 from regard.models.sound_loss import ALONE, Resolution, SoundLoss, bandwidth, magnitudes, spectral_distance
@@ -169,6 +169,23 @@ def split_songs(songs: Sequence[Song], remarks: tuple[str, ...] = ()) -> Songs:
     return Songs(tuple(train), tuple(validation), tuple(test), remarks)
 
 
+def draw_places(sizes: Float[Tensor, " S"], count: int, generator: Generator) -> list[tuple[int, int]]:
+    """Windows drawn uniformly from several songs: the number of the song, and where in it the window begins.
+
+    Args:
+        sizes: of each song, at how many places a window may begin.
+        count: of windows.
+        generator: the source of the draws.
+
+    Example:
+        >>> draw_places(torch.tensor([1.0, 0.0]), 2, torch.Generator().manual_seed(0))
+        [(0, 0), (0, 0)]
+    """
+    songs = torch.multinomial(sizes, count, replacement=True, generator=generator).tolist()
+    places = torch.rand(count, generator=generator).tolist()
+    return [(song, int(place * float(sizes[song]))) for song, place in zip(songs, places, strict=True)]
+
+
 class Music(Task):
     """Give back a window of sound from its codes; quality is the spectral convergence of the lowest level.
 
@@ -219,12 +236,8 @@ class Music(Task):
 
     def batch(self, step: int) -> Batch:
         """Windows drawn uniformly by a generator that depends on seed and step alone."""
-        generator = step_generator(self.seed, step)
-        chosen = torch.multinomial(self.sizes, self.rows, replacement=True, generator=generator).tolist()
-        places = torch.rand(self.rows, generator=generator).tolist()
-        starts = [int(place * float(self.sizes[song])) for song, place in zip(chosen, places, strict=True)]
-        rows = [self.train[song][start : start + self.length] for song, start in zip(chosen, starts, strict=True)]
-        windows = torch.stack(rows)[..., None]
+        places = draw_places(self.sizes, self.rows, step_generator(self.seed, step))
+        windows = torch.stack([self.train[song][start : start + self.length] for song, start in places])[..., None]
         return Batch(windows, windows)
 
     def held_out(self, part: Part) -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from regard.tasks.audio import FORMATS, read_audio, write_audio
 from regard.tasks.documents import InputError, printable
 from regard.tasks.music import RATE, read_songs
 from regard.tasks.sound_picture import draw_sounds
-from regard.tasks.sound_statistics import FRAMES, PIECE, compare
+from regard.tasks.sound_statistics import FIGURES, FRAMES, PIECE, compare
 from regard.tasks.writing import write_file
 from regard.train.budget import Budget
 from regard.train.composer import RATES, SHARES, Composer, is_trained, stages
@@ -85,6 +85,7 @@ def print_composition(
         "temperature": temperature,
         "top_p": top_p,
         "figures": figures,
+        "meaning of the figures": FIGURES,
         "codebooks": composer.codebooks,
         "training": composer.facts,
     }

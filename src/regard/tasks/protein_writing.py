@@ -43,8 +43,12 @@ def write_structure(
 
     if not (atoms[atom_mask].isfinite().all() and confidence.isfinite().all()):
         raise ValueError("places or confidences are not finite: there is nothing to write")
-    if not cif and (len(sequence) > 9999 or float(atoms[atom_mask].abs().amax() if atom_mask.any() else 0) >= 999):
-        raise ValueError("a PDB file has four columns for residues and takes places under 1,000 A: write mmCIF")
+    farthest = float(atoms[atom_mask].abs().amax()) if atom_mask.any() else 0.0
+    if not cif and (len(sequence) > PDB_RESIDUES or farthest >= PDB_FAR):
+        raise ValueError(
+            f"{len(sequence):,} residues up to {farthest:,.0f} A from the origin: a PDB file holds {PDB_RESIDUES:,}, up "
+            f"to {PDB_FAR:.0f} A; write mmCIF"
+        )
     structure: Any = gemmi.Structure()
     structure.name = name
     structure.add_model(gemmi.Model(1))

@@ -45,10 +45,8 @@ def write_structure(
         raise ValueError("places or confidences are not finite: there is nothing to write")
     farthest = float(atoms[atom_mask].abs().amax()) if atom_mask.any() else 0.0
     if not cif and (len(sequence) > PDB_RESIDUES or farthest >= PDB_FAR):
-        raise ValueError(
-            f"{len(sequence):,} residues up to {farthest:,.0f} A from the origin: a PDB file holds {PDB_RESIDUES:,}, up "
-            f"to {PDB_FAR:.0f} A; write mmCIF"
-        )
+        told = f"{len(sequence):,} residues up to {farthest:,.0f} A from the origin"
+        raise ValueError(f"{told}: a PDB file holds {PDB_RESIDUES:,}, up to {PDB_FAR:.0f} A; write mmCIF")
     structure: Any = gemmi.Structure()
     structure.name = name
     structure.add_model(gemmi.Model(1))

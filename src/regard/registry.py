@@ -43,7 +43,11 @@ class Card:
         smooth: gradcheck in float64 succeeds.
         stochastic: what differs between ``train()`` and ``eval()``.
         empty_rows: what a query gets that may look at nothing: "zero", or "uniform" weights.
-        compile, export: ``torch.compile(fullgraph=True)`` with dynamic length and ``torch.export`` succeed.
+        compile: ``torch.compile(fullgraph=True)`` succeeds.
+        dynamic: one graph, compiled or exported, holds for other lengths (sides of maps) than it was traced for; the
+            first new length may cost one recompilation. False: a graph for each.
+        export: ``torch.export`` succeeds, with dynamic lengths where ``dynamic`` says so.
+        onnx: :func:`regard.integrations.onnx.export` writes a file that gives the same numbers in onnxruntime.
         padding: where masked places may stand so that they change nothing: "anywhere", or only at the "end" of each
             axis, for mechanisms that count blocks from the start. Those that take no mask at all refuse "key_mask".
         refuses: option -> reason, e.g. ``{"causal": "every mixture has seen the future"}``.
@@ -67,7 +71,9 @@ class Card:
     empty_rows: EmptyRows = "zero"
     padding: Padding = "anywhere"
     compile: bool = True
+    dynamic: bool = True
     export: bool = True
+    onnx: bool = False
     refuses: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     cost: str = ""
     summary: str = ""

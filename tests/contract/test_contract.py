@@ -18,6 +18,7 @@ from regard.mechanisms.multi_head import ScaledDotProduct
 from regard.mechanisms.pairs.co_attention import CoAttention
 from regard.pair_layers import PairLayer, WeighingPairLayer
 from regard.registry import UnsupportedError
+from tests.contract import test_export as export
 from tests.contract import test_lifecycle as lifecycle
 from tests.contract import test_map_layers as map_layers
 from tests.contract import test_maps as maps
@@ -200,7 +201,7 @@ FAULTS = {
     ),
     "a length in the graph": (
         [around(MultiHead, "forward", lambda forward, self, x, **o: forward(x, **o) * int(str(int(x.shape[1]))))],
-        lambda case: lifecycle.test_export_with_dynamic_length(case, False),
+        export.test_an_exported_graph_computes_the_same_at_other_sizes,
     ),
     "other randomness": ([drops(ScaledDotProduct, "generator")], lifecycle.test_a_generator_decides_every_draw),
     "eats options": (
@@ -319,7 +320,7 @@ FAULTS = {
     ),
     "a length of a pair in the graph": (
         [of_pairs(lambda y: y * int(str(int(y.shape[1]))))],
-        lambda case: pairs.test_pairs_export_with_dynamic_lengths(named("luong-0-layer"), False),
+        lambda case: export.test_an_exported_graph_without_masks_computes_the_same(named("luong-0-layer")),
     ),
     "pairs of maps in float32": (
         [around(CoAttention, "forward", lambda forward, self, *a, **k: tuple(y.float() for y in forward(*a, **k)))],
@@ -331,7 +332,11 @@ FAULTS = {
     ),
     "a side in the graph": (
         [of_maps(lambda y, x: y * int(str(int(x.shape[2]))))],
-        map_layers.test_maps_export_with_dynamic_sides,
+        lambda case: export.test_an_exported_graph_computes_the_same_at_other_sizes(named("axial-0-layer")),
+    ),
+    "a graph for all sides": (
+        [around(MapLayer, "forward", lambda forward, self, x, **o: x)],
+        lambda case: export.test_a_graph_of_one_size_is_no_more_than_that(named("criss_cross-0-layer")),
     ),
 }
 OF_MAPS = {fault for fault, (_, contract) in FAULTS.items() if contract.__module__ == map_layers.__name__} | {
@@ -369,7 +374,7 @@ def test_every_fault_is_found(fault, monkeypatch):
 def test_no_test_is_left_out():
     tests = {
         name
-        for module in (rules, shapes, masks, lifecycle, maps, memories, map_layers, pairs)
+        for module in (rules, shapes, masks, lifecycle, export, maps, memories, map_layers, pairs)
         for name in vars(module)
         if name.startswith("test_")
     }

@@ -1,4 +1,4 @@
-"""Saving, copying, exporting, dropping out and refusing, for every registered mechanism."""
+"""Saving, copying, dropping out and refusing, for every registered mechanism."""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import regard
 from regard.registry import UnsupportedError
-from tests.contract.cases import CASES, LAYERS, SEQUENCES, first_of_each
+from tests.contract.cases import CASES, LAYERS, SEQUENCES
 
 REFUSED = [(case, option) for case in LAYERS for option in case.card.refuses if case.index == 0]
 VALUES = {"attn_drop": 0.1, "num_kv_heads": 1}
@@ -50,23 +50,6 @@ def test_a_state_dict_carries_everything(case):
     other = case.build(seed=1)
     other.load_state_dict(saved(layer))
     assert_close(other(**inputs), layer(**inputs), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("case", [*first_of_each([case for case in SEQUENCES if case.card.export])])
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True], ids=["plain", "masked"])
-def test_export_with_dynamic_length(case, masked):
-    layer = case.build()
-
-    def arguments(n):
-        keep = {"key_mask": torch.arange(n) < torch.tensor([[n], [n - 1]])} if masked else {}
-        return {"x": torch.randn(2, n, layer.dim)} | keep
-
-    given = arguments(9)
-    shapes = {name: {1: torch.export.Dim.DYNAMIC} for name in given}
-    program = torch.export.export(layer, (), given, dynamic_shapes=shapes).module()
-    for n in (9, 6, 13):
-        inputs = arguments(n)
-        assert_close(program(**inputs), layer(**inputs))
 
 
 @each([case for case in SEQUENCES if {"dropout", "noise"} & set(case.card.stochastic)])

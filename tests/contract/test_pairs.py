@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from regard.inspect import attention_map
 from regard.registry import UnsupportedError
-from tests.contract.cases import MAP_PAIRS, PAIRS, first_of_each
+from tests.contract.cases import MAP_PAIRS, PAIRS
 
 WIDTH = 3
 """Of the values that are weighed."""
@@ -138,25 +138,6 @@ def test_aux_of_pairs_is_a_flat_dict_of_named_tensors(case):
     for name, value in aux.items():
         assert name.split("/")[0] in ("loss", "metric", "map"), name
         assert isinstance(value, torch.Tensor)
-
-
-@pytest.mark.parametrize("case", [*first_of_each([case for case in PAIRS if case.card.export])])
-@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-def test_pairs_export_with_dynamic_lengths(case, masked):
-    layer = case.build()
-
-    def arguments(n, m):
-        sizes = {"x": (2, n, layer.dim), "context": (2, m, layer.context_dim)}
-        given = {name: torch.randn(size) for name, size in sizes.items()}
-        return given | (masks(given) if masked else {})
-
-    given = arguments(9, 7)
-    shapes = {name: {1: torch.export.Dim.DYNAMIC} for name in given}
-    program = torch.export.export(layer, (), given, dynamic_shapes=shapes).module()
-    for n, m in ((9, 7), (6, 11)):
-        inputs = arguments(n, m)
-        for y, expected in zip(answers(program(**inputs)), answers(layer(**inputs)), strict=True):
-            assert_close(y, expected)
 
 
 @each(MAP_PAIRS)

@@ -35,7 +35,7 @@ def test_compiles_for_inference(case):
 def test_every_claim_is_put_to_the_test(name):
     """A rule that is skipped proves nothing: what the card claims, some sample must show."""
     card, layers = find(name).card, [case for case in LAYERS if case.name == name]
-    for field in ("cross", "segments", "smooth", "compile", "export"):
+    for field in ("cross", "segments", "smooth", "compile", "dynamic", "export", "onnx"):
         assert not getattr(card, field) or any(getattr(case.card, field) for case in layers), field
     for claimed, rule in ((card.causal, "causality"), (card.streaming, "memory = full")):
         able = (case for case in layers if case.causal)

@@ -24,6 +24,17 @@ from regard.tasks.documents import InputError
 SIDE = 32
 ROOMY = 110  # columns of a terminal that has room for sentences
 SHADES = " ░▒▓█"
+ABILITIES = {
+    "cross": "cross",
+    "gqa": "gqa",
+    "streaming": "streaming",
+    "segments": "segments",
+    "compile": "compile (fullgraph)",
+    "dynamic": "dynamic length",
+    "export": "export",
+    "onnx": "onnx",
+}
+"""The fields of a card that say yes or no, and what they are called in it."""
 
 
 def print_list(*, data: Any, causal: bool | None, family: str | None, as_json: bool) -> None:
@@ -96,9 +107,7 @@ def describe(name: str, about: Card) -> str:
         "formula": about.formula,
         "cost": about.cost,
         "causal": causality[about.causal],
-        "can": ", ".join(
-            word for word in ("cross", "gqa", "streaming", "segments", "compile", "export") if getattr(about, word)
-        ),
+        "can": ", ".join(text for field, text in ABILITIES.items() if getattr(about, field)),
         "refuses": "; ".join(f"{option}: {reason}" for option, reason in about.refuses.items()),
     }
     lines = [f"{name}: {about.title}", *textwrap.wrap(about.summary, 100), ""]

@@ -10,7 +10,10 @@ from regard.inspect.subject import Subject
 
 
 def compiling(subject: Subject) -> Row:
-    """torch.compile(fullgraph=True) gives the same; other lengths cost one recompilation at most, also with a mask."""
+    """torch.compile(fullgraph=True) gives the same; other lengths cost one recompilation at most, also with a mask.
+
+    A card that claims no dynamic length is held to one length.
+    """
     if subject.card is not None and not subject.card.compile:
         return skip("compile", "the card does not claim it")
     row = compiled(subject, masked=False)
@@ -21,12 +24,14 @@ def compiling(subject: Subject) -> Row:
 
 
 def compiled(subject: Subject, *, masked: bool) -> Row:
-    """Three lengths: in training, or in inference with a mask."""
+    """Three lengths, or one where the card claims no more: in training, or in inference with a mask."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
     name, how = "compile", "with a mask" if masked else "without a mask"
     row = skip(name, "")
-    drops = (0, 1, 3) if subject.axes and min(map(subject.length, subject.axes)) > 4 else (0,)
+    fixed = subject.card is not None and not subject.card.dynamic
+    long = bool(subject.axes) and min(map(subject.length, subject.axes)) > 4
+    drops = (0, 1, 3) if long and not fixed else (0,)
     torch.compiler.reset()
     backend: Any = CompileCounterWithBackend("aot_eager")
     try:
@@ -50,5 +55,6 @@ def compiled(subject: Subject, *, masked: bool) -> Row:
     if graphs > 2:
         text = f"{graphs} graphs for {len(drops)} lengths {how}: it is compiled anew for every length"
         return Row(name=name, verdict=subject.breach, measured=graphs, limit=2, explanation=text)
-    text = f"no graph break; {len(drops)} lengths, {graphs} compilation{'s' if graphs > 1 else ''}"
+    lengths = "one length, the card claims no more" if fixed else f"{len(drops)} lengths"
+    text = f"no graph break; {lengths}, {graphs} compilation{'s' if graphs > 1 else ''}"
     return Row(name=name, verdict="pass", measured=row.measured, limit=row.limit, explanation=text)

@@ -172,9 +172,11 @@ class ListedBlocks(Pattern):
 
     def rule(self) -> Rule:
         table, number = self.table.long().cpu(), block_of(self.block, self.start)
-        head, row, place = (table >= 0).nonzero(as_tuple=True)
-        entries = torch.stack([head, row + self.first, table[head, row, place]], 1).unique(dim=0)
         anywhere = Table(table)
+
+        def entries() -> Tensor:
+            head, row, place = (table >= 0).nonzero(as_tuple=True)
+            return torch.stack([head, row + self.first, table[head, row, place]], 1).unique(dim=0)
 
         def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             known = (row >= self.first) & (row < self.first + table.shape[1])

@@ -57,7 +57,7 @@ class _BoundBlocks(Pattern):
         def member(h: Tensor, row: Tensor, column: Tensor) -> Tensor:
             return table.on(row.device)[h if self.by_head else torch.zeros_like(h), row, column]
 
-        return Listed(lambda b, h, i: number(b, h, i - self.shift), number, layout.nonzero(), member, self.by_head)
+        return Listed(lambda b, h, i: number(b, h, i - self.shift), number, layout.nonzero, member, self.by_head)
 
 
 class from_mask(Pattern):  # noqa: N801

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import reduce
+from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 import torch
@@ -116,7 +116,7 @@ class Listed(Rule):
 
     Args:
         row, column: block numbers of queries and keys.
-        entries: (e, 3) of (head, row, column).
+        entries: makes (e, 3) of (head, row, column), when tiles are judged: a graph that is traced needs none.
         member: (h, row, column) -> Bool, the same list asked elementwise.
         by_head: heads have lists of their own; else head 0's serves every head.
     """
@@ -125,17 +125,24 @@ class Listed(Rule):
         self,
         row: Coordinate,
         column: Coordinate,
-        entries: Tensor,
+        entries: Callable[[], Tensor],
         member: Callable[[Tensor, Tensor, Tensor], Tensor],
         by_head: bool,
     ) -> None:
-        self.row, self.column, self.member, self.by_head = row, column, member, by_head
-        self.width = int(entries[:, 1:].max()) + 2 if entries.numel() else 2
-        self._entries = entries
+        self.row, self.column, self.entries, self.member, self.by_head = row, column, entries, member, by_head
         self._sorted: dict[int, Tensor] = {}
 
     def allows(self, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return self.member(h, self.row(b, h, i), self.column(b, h, j))
+
+    @cached_property
+    def _entries(self) -> Tensor:
+        return self.entries()
+
+    @cached_property
+    def width(self) -> int:
+        """More than any block's number, so that row and column make one number."""
+        return int(self._entries[:, 1:].max()) + 2 if self._entries.numel() else 2
 
     def _keys(self, level: int) -> Tensor:
         """The list as sorted numbers, its rows joined in groups of 2**level."""

@@ -104,7 +104,7 @@ class RelativeGrid:
                 f"grid={grid}, kernel={kernel} and dilation={dilation} must be positive, one entry for an axis"
             )
         self.grid, self.reach, self.dilation = tuple(grid), tuple(reach), dilation
-        self.size = math.prod(2 * r - 1 for r in self.reach)
+        self.size = math.prod([2 * r - 1 for r in self.reach])  # a list: dynamo follows it
         self.spec = f"RelativeGrid({self.grid!r}, {self.reach!r}, {dilation})"
 
     def __repr__(self) -> str:

@@ -102,8 +102,7 @@ def _one_pixel(mask: Tensor | None) -> Tensor | None:
     "pyramid_attention",
     samples=[
         Sample(dim=8),
-        # exports too, but a graph is bound to whether its coarsest scale is one pixel
-        Sample(dim=8, dim_out=6, style="maxpool", claims={"refuses": {"key_mask": NO_MASKS}, "export": False}),
+        Sample(dim=8, dim_out=6, style="maxpool", claims={"refuses": {"key_mask": NO_MASKS}}),
     ],
 )
 class PyramidAttention(MapLayer):
@@ -130,7 +129,7 @@ class PyramidAttention(MapLayer):
         data="map",
         stochastic=("batch_norm",),
         padding="end",
-        compile=False,  # it does compile, but anew for sizes of which a coarse scale is one pixel wide
+        dynamic=False,  # a graph is bound to which coarse scales are one pixel wide
         refuses={"causal": "the coarse scales have seen the whole map"},
         cost="N",
         summary="Weighs each pixel by what three scales around it show: the decoder of a light segmentation network.",

@@ -83,8 +83,7 @@ class Memformer(Layer):
         streaming=True,
         smooth=True,
         stochastic=("dropout",),
-        compile=False,  # one segment is written after the other: a loop over the length
-        export=False,
+        dynamic=False,  # one segment is written after the other: a loop over the length
         cost="N (n + K)",
         summary="A constant number of slots remembers a stream of any length; trained through time.",
         formula="attention(x, x) + attention(x, M) within a segment; M' = normalise(attention(M, [M; x]) + f)",

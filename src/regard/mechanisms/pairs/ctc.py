@@ -115,8 +115,7 @@ class LocationAware(WeighingPairLayer):
         data="pair",
         cross=True,
         smooth=True,
-        compile=False,  # one step needs the weights of the step before: a loop over the length
-        export=False,
+        dynamic=False,  # one step needs the weights of the step before: a loop over the length
         refuses={"causal": "it looks at another sequence; its decoder is what goes from left to right"},
         cost="T S (A + K r)",
         summary="For speech: each step of a decoder knows where the step before has listened, and moves on.",

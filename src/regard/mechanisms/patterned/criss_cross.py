@@ -83,8 +83,7 @@ class CrissCross(WeighingLayer):
         family="patterned",
         data="map",
         smooth=True,
-        compile=False,  # crosses are planned for fixed sides: a graph holds for one size of maps only
-        export=False,
+        dynamic=False,  # crosses are planned for fixed sides: a graph holds for one size of maps only
         refuses={"causal": "a pixel sees both ways along its row and column"},
         cost="N (H + W)",
         summary="Rows and columns, twice: full-image context for segmentation at a fraction of a non-local block.",

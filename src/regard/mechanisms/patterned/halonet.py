@@ -143,8 +143,7 @@ class HaloNet(WeighingLayer):
         refuses={"causal": "a block sees its halo on all sides"},
         smooth=True,
         padding="end",
-        compile=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
-        export=False,
+        dynamic=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
         cost="N (b + 2 h)^2",
         summary="Attention of blocks of pixels to themselves and a halo: local attention at the speed of convolutions.",
         formula="softmax(q . k + q . (R_row + R_col)) v over the query's b x b block and h pixels around it",

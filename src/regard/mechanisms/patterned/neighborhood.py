@@ -147,8 +147,7 @@ class Neighborhood(WeighingLayer):
         gqa=True,
         smooth=True,
         stochastic=("dropout",),
-        compile=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
-        export=False,
+        dynamic=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
         refuses={"key_mask": "windows shift inwards at the edges of a map, and a mask moves no edge"},
         cost="N K^A",
         summary="A sliding window that is never cut at the border: local attention for images, video and audio.",

@@ -181,8 +181,7 @@ class SASA(WeighingLayer):
         data="map",
         refuses={"causal": "a window reaches to all sides"},
         smooth=True,
-        compile=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
-        export=False,
+        dynamic=False,  # windows are planned for fixed sides: a graph holds for one size of maps only
         cost="N k^2",
         summary="Attention within k x k windows with relative positions: replaces convolutions of any size of kernel.",
         formula="softmax(q . k + q[: D/2] . R_row + q[D/2 :] . R_col) v over the k x k pixels around each pixel",

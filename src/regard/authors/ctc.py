@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regard.authors import Call, Config, Importer, Inputs, Outputs, State, renamed
 from regard.mechanisms.pairs.ctc import LocationAware
 from regard.models.hybrid import hybrid_loss
-from regard.models.joint_search import JointHypothesis, joint_search
+from regard.models.joint_decoding import JointHypothesis, joint_search
 from regard.models.location_decoder import LocationDecoder
 from regard.ops.ctc_alignment import align, occupancies
 from regard.ops.ctc_loss import ctc_loss, split_labels

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from regard.models.hybrid import hybrid_loss as hybrid_loss
     from regard.models.informer import Informer as Informer
     from regard.models.invariant_point import InvariantPointAttention as InvariantPointAttention
-    from regard.models.joint_search import joint_search as joint_search
+    from regard.models.joint_decoding import joint_search as joint_search
     from regard.models.jukebox_conditions import LabelEmbedding as LabelEmbedding
     from regard.models.jukebox_conditions import LyricsEncoder as LyricsEncoder
     from regard.models.jukebox_conditions import UpperCodes as UpperCodes
@@ -111,7 +111,7 @@ _FILES = {
     "hybrid": ("attention_loss", "hybrid_loss"),
     "informer": ("Informer",),
     "invariant_point": ("InvariantPointAttention",),
-    "joint_search": ("joint_search",),
+    "joint_decoding": ("joint_search",),
     "jukebox_conditions": ("LabelEmbedding", "LyricsEncoder", "UpperCodes"),
     "jukebox_prior": ("JukeboxPrior",),
     "jukebox_sampling": ("sample_codes", "sample_levels", "sample_windows"),

@@ -25,9 +25,9 @@ class EvoformerStack(nn.Module):
     Args:
         num_blocks: 48 in the paper; 4 for its extra MSA.
         dim, pair_dim: c_m and c_z.
-        num_heads, head_dim, pair_heads, pair_head_dim, triangle_width, outer_width, factor, global_columns,
-        outer_first, msa_drop, pair_drop, drops, chunk_size: of each block; ``global_columns=True`` makes the stack of
-            the extra MSA, whose alignment is thrown away in the end.
+        num_heads, head_dim, pair_heads, pair_head_dim: of each block.
+        triangle_width, outer_width, factor, outer_first, msa_drop, pair_drop, drops, chunk_size: of each block.
+        global_columns: of each block; True makes the stack of the extra MSA, whose alignment is thrown away in the end.
         checkpoint: keep what goes from block to block only, and compute each block again in the backward pass.
 
     Raises:

@@ -5,7 +5,7 @@ Kim, Hori and Watanabe 2016, arXiv:1609.06773, eq. 13::
     loss = lambda CTC + (1 - lambda) cross entropy of the decoder, over the labels and the end
 
 CTC teaches the encoder to go from left to right; the decoder learns how labels follow one another. What both find
-together is searched by :func:`regard.models.joint_search.joint_search`.
+together is searched by :func:`regard.models.joint_decoding.joint_search`.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from regard.models.joint_search import JointHypothesis, joint_search
+from regard.models.joint_decoding import JointHypothesis, joint_search
 from regard.ops.ctc_loss import ctc_loss
 from regard.ops.ctc_trellis import check_labels
 

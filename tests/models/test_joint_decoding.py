@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from regard.models.joint_search import joint_search
+import regard
+from regard.models.joint_decoding import joint_search
 from regard.models.language_models import NGram
 from regard.models.location_decoder import LocationDecoder
 from tests.ops.ctc_paths import NEVER, drawn, posteriors
@@ -145,3 +146,9 @@ def test_refusals():
     }.items():
         with pytest.raises(ValueError, match=words):
             joint_search(model, model.begin(frames), likely, **{"start": START, "end": END, **options})
+
+
+def test_its_public_name_stays_a_function():
+    """No file of that name takes its place once it has been imported."""
+    assert regard.models.joint_search is joint_search
+    assert regard.models.joint_search is joint_search

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from regard.race.machine import machine
+from regard.race.machine import installed, machine
 from regard.verify.comparison import LIMITS, RECORDED
 from regard.verify.results import Result, cases, check_arithmetic, result_of
 
@@ -30,7 +30,7 @@ def print_verification(
     chosen = cases(names, folder)
     limits, told = (LIMITS[kind] if kind else RECORDED), dtype or "as recorded"
     if not as_json:
-        allowed = f"outputs {limits.outputs:.1g}, gradients {limits.gradients:.1g}"
+        allowed = f"outputs {limits.outputs:.2g}, gradients {limits.gradients:.2g}"
         print(f"on {device}, {told}; errors relative to max(1, largest), allowed are {allowed}")
     results: list[Result] = []
     width = max(len(case.name) for case in chosen)
@@ -38,15 +38,41 @@ def print_verification(
         results.append(result_of(case, device=device, dtype=kind))
         if not as_json:
             print(line(results[-1], width), flush=True)
-    counts = Counter(result.status for result in results)
     if as_json:
         facts: dict[str, Any] = {"schema": SCHEMA, "machine": machine(), "device": device, "dtype": dtype}
         print(
             json.dumps({**facts, "limits": asdict(limits), "cases": [_plain(result) for result in results]}, indent=1)
         )
     else:
-        print(f"{len(results)} cases: {', '.join(f'{number} {status}' for status, number in counts.items())}")
-    return counts["ok"] == len(results)
+        print(summary(results, f"regard {installed('regard')}, torch {torch.__version__}, {device}, {told}"))
+    return all(result.status == "ok" for result in results)
+
+
+def summary(results: Sequence[Result], where: str) -> str:
+    """What can be quoted: how many mechanisms and cases, whether all are met, the largest errors, and where."""
+    mechanisms = len({result.name.partition("/")[0] for result in results})
+    head = f"{counted(mechanisms, 'mechanism')}, {counted(len(results), 'case')}"
+    wrong = [result for result in results if result.status != "ok"]
+    if wrong:
+        counts = Counter(result.status for result in results)
+        words = ", ".join(f"{counts[status]} {status}" for status in ("ok", "FAIL", "cannot") if counts[status])
+        return f"{head}: {words} ({where})\nnot met: {', '.join(result.name for result in wrong)}"
+    worst = ", ".join(
+        f"{name} {max(errors):.1e}"
+        for name in ("outputs", "gradients")
+        if (errors := [error for result in results if (error := getattr(result, name)) is not None])
+    )
+    return f"{head}: all within the limits, largest errors {worst} ({where})"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    Example:
+        >>> counted(1, "case"), counted(2, "case")
+        ('1 case', '2 cases')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def line(result: Result, width: int) -> str:

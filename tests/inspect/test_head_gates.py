@@ -187,7 +187,7 @@ def test_refusals():
         gate_heads(model)
     with pytest.raises(UnsupportedError, match="Linear has no attention whose heads can be told apart"):
         gate_heads(torch.nn.Linear(4, 4))
-    with pytest.raises(UnsupportedError, match=r"never calls its output projection.*regard.authors.load"):
+    with pytest.raises(UnsupportedError, match=r"never calls its output projection.*regard.swap_attention"):
         gate_heads(torch.nn.TransformerEncoderLayer(8, 2))
     with pytest.raises(UnsupportedError, match="it convolves instead of attending"):
         gate_heads(regard.models.TransformerLM(50, 16, 1, 2, 32, "talk_convolutions"))

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regard.authors import Call, Config, Importer, Inputs, Outputs, State, bind, renamed
-from regard.authors.torch_attention import attention_state, keep_mask
+from regard.authors.torch_attention import attention_state
 from regard.models.transformer_2017 import Block, Stack
+from regard.ops.torch_masks import keep_mask
 from regard.registry import UnsupportedError
 
 __all__ = ["IMPORTERS", "TorchTransformer"]

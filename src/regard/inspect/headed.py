@@ -156,7 +156,7 @@ def _advice(model: nn.Module) -> str:
             return f": {part.mechanism} is none, as {_ELSEWHERE[part.mechanism]}"
     if any(isinstance(part, nn.MultiheadAttention) for part in parts):
         return (
-            ": torch.nn.MultiheadAttention never calls its output projection; load its weights into ours with "
-            'regard.authors.load("multi_head", "torch.nn.MultiheadAttention", config, state_dict)'
+            ": torch.nn.MultiheadAttention never calls its output projection; put our layer with its weights in its "
+            'place: regard.swap_attention(model, "full")'
         )
     return ""

@@ -1,0 +1,1 @@
+"""Other people's libraries, one module each; nothing here is imported unasked."""

@@ -1,0 +1,1 @@
+"""How attention modules of other people are built and called, one file for each way."""

@@ -311,6 +311,12 @@ def test_registered_mechanisms_need_no_inputs():
     assert failed(free, causal="strict") >= {"causality", "prefix"}
 
 
+def test_the_context_of_each_token_is_padded_with_its_token():
+    layer = regard.create("quasi_attention", dim=12, num_heads=3)
+    rules = ("padding right", "padding left", "empty rows")
+    assert failed(layer, (tokens(), tokens()), rules=rules) == set()
+
+
 def test_wrong_arguments_are_refused_in_words():
     x = tokens()
     with pytest.raises(ValueError, match=r"not from the registry.*pass inputs"):

@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from regard.cli.choosing import Dtype, explore, recommend
 from regard.cli.errors import plain_errors
 from regard.cli.small_models import compose, fold, transcribe
 
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 TaskName = Literal[
     "lm", "classify", "listops", "pathfinder", "copy", "recall", "series", "images", "segmentation", "sets", "pixels",
     "translation", "pairs", "fewshot",
@@ -169,28 +169,56 @@ def doctor() -> None:
 @app.command()
 def check(
     spec: Annotated[
-        str, typer.Argument(metavar="PATH.py:Class", help="An nn.Module class, or a function that makes one.")
+        str,
+        typer.Argument(
+            metavar="MODULE",
+            help="PATH.py:Class or package.module:Class (an nn.Module, or a function that makes one), or a folder with "
+            "config.json.",
+        ),
     ],
     option: Annotated[
-        list[str] | None, typer.Option(help="A constructor argument: name=value; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="A constructor argument, or an entry of the model's configuration: name=value; may be repeated."
+        ),
     ] = None,
-    inputs: Annotated[str | None, typer.Option(help="Shapes of the inputs, such as 2x17x32.")] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option(
+            help="Shapes of the inputs, such as 2x17x32, or ids such as 2x17:256. [default: made for models of "
+            "transformers]"
+        ),
+    ] = None,
     causal: Annotated[
         Literal["strict", "selection"] | None, typer.Option(help="Hold it to this; without it leaks are only reported.")
     ] = None,
-    mask_name: Annotated[str, typer.Option(help="What forward calls the mask of real positions.")] = "key_mask",
+    mask_name: Annotated[
+        str,
+        typer.Option(
+            help="What forward calls the mask of real positions; in models of transformers it is attention_mask."
+        ),
+    ] = "key_mask",
     mask_true: Annotated[Literal["keep", "drop"], typer.Option(help="What True means in that mask.")] = "keep",
     time_dim: Annotated[int, typer.Option(help="The axis of time in the inputs.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Write the report, in Markdown, into this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
     """Look for causal leaks, padding leaks and other broken promises in any nn.Module; exit code 1 if one is found."""
     with plain_errors():
-        from regard.inspect.loading import check_path
+        from regard.cli.checking import print_check
 
-        report = check_path(
-            spec, option or (), inputs, causal=causal, mask_name=mask_name, mask_true=mask_true, time_dim=time_dim
+        ok = print_check(
+            spec,
+            option or (),
+            inputs,
+            out=out,
+            as_json=as_json,
+            causal=causal,
+            mask_name=mask_name,
+            mask_true=mask_true,
+            time_dim=time_dim,
         )
-    print(report)
-    raise typer.Exit(0 if report.ok else 1)
+    raise typer.Exit(0 if ok else 1)
 
 
 @app.command()
@@ -312,5 +340,5 @@ def heads(
         )
 
 
-for command in (transcribe, compose, fold):
+for command in (recommend, explore, transcribe, compose, fold):
     app.command()(command)

@@ -45,6 +45,7 @@ def causality(subject: Subject) -> Row:
     out = subject()
     if subject.rows(out) is None or subject.span < 2:
         text = f"an output of shape {tuple(out.shape)} shows nothing: it needs an axis of two tokens or more"
+        text = text if subject.axes else "the inputs have no time axis"
         return Row(name=name, verdict="FAIL", explanation=text) if subject.claim else skip(name, text)
     precise, limit = _in_double(subject)
     leak = find_leak(precise, limit)

@@ -1,7 +1,9 @@
 """``regard.check``: does a module look into the future, at padding or at its batch mates, and does it survive use?"""
 
+import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -45,6 +47,7 @@ def check(
     time_dim: int | None = 1,
     mask_name: str = "key_mask",
     mask_true: Literal["keep", "drop"] = "keep",
+    mask_dtype: torch.dtype | None = None,
     causal: Causality | None = None,
 ) -> Report:
     """Try out on a copy of any module what goes wrong with attention in practice, and report it.
@@ -58,11 +61,13 @@ def check(
         inputs: arguments of forward: a tensor, a tuple of positional or a dict of named ones, of two sequences or more.
             Those as long as the first are one sequence with it; ``context``, ``memory`` and ``encoder_hidden_states``
             are another one; inputs that end in (N, N), such as a causal mask, are cut along with it. May be left out
-            for modules made from the registry.
+            for modules made from the registry and for models of Hugging Face's transformers, whose ids, images or
+            sounds are made here; their mask is ``attention_mask`` in integers, their causality the architecture's.
         time_dim: the axis of the tokens in inputs and output; None where nothing is a sequence.
-        mask_name: the argument of forward that marks padding, Bool (B, N).
+        mask_name: the argument of forward that marks padding, (B, N).
         mask_true: what True means in it: "keep" as in this library, "drop" as in torch's ``key_padding_mask``: say
             ``mask_name="src_key_padding_mask", mask_true="drop"`` for nn.TransformerEncoderLayer.
+        mask_dtype: of the mask; None: torch.bool, or integers, 1 and 0, for models of transformers.
         causal: what to hold the module to. "strict": no output changes when later inputs do. "selection": it has no
             gradient from them. None: the card's claim if the module was built causal; without one, leaks are reported
             and do not fail.
@@ -85,7 +90,13 @@ def check(
     cuda = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     with torch.random.fork_rng(list(cuda)), torch.no_grad():
         subject = make_subject(
-            module, inputs, time_dim=time_dim, mask_name=mask_name, mask_true=mask_true, causal=causal
+            module,
+            inputs,
+            time_dim=time_dim,
+            mask_name=mask_name,
+            mask_true=mask_true,
+            mask_dtype=mask_dtype,
+            causal=causal,
         )
         try:
             subject()
@@ -93,7 +104,13 @@ def check(
             raise ValueError(f"{subject.title} cannot be called: {said(error)}") from error
         first = modes.finite(subject)
         rows = [run_rule(name, subject) for name in RULES if name != "finite" and first.verdict == "pass"]
-    return Report(subject.title, (first, *rows))
+    return Report(subject.title, (_explained(first), *rows), subject.about)
+
+
+def _explained(row: Row) -> Row:
+    """The row with what its rule asks for: the first paragraph of the rule's docstring."""
+    text = inspect.getdoc(RULES[row.name]) or ""
+    return replace(row, meaning=" ".join(text.partition("\n\n")[0].split()))
 
 
 def run_rule(name: str, subject: Subject) -> Row:
@@ -102,6 +119,6 @@ def run_rule(name: str, subject: Subject) -> Row:
         if subject.card is None:
             warnings.simplefilter("ignore")  # of a stranger: that a mask and its padding differ in dtype, and the like
         try:
-            return RULES[name](subject)
+            return _explained(RULES[name](subject))
         except Exception as error:
-            return Row(name=name, verdict="FAIL", explanation=f"raises {said(error)}")
+            return _explained(Row(name=name, verdict="FAIL", explanation=f"raises {said(error)}"))

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regard.inspect.networks import as_network
 from regard.inspect.subject import KEYS, Subject
 from regard.map_layers import MapLayer
 from regard.pair_layers import PairLayer
@@ -27,6 +28,7 @@ def make_subject(
     time_dim: int | None = 1,
     mask_name: str = "key_mask",
     mask_true: Literal["keep", "drop"] = "keep",
+    mask_dtype: torch.dtype | None = None,
     causal: Causality | None = None,
     card: Card | None = None,
 ) -> Subject:
@@ -43,12 +45,17 @@ def make_subject(
     if causal not in (None, "strict", "selection"):
         raise ValueError(f'causal={causal!r} is none of None, "strict" and "selection"')
     card = card or _card(module)
+    network = as_network(module)
+    if network and mask_name == "key_mask":
+        mask_name = network.mask_name(inputs)
+    if network and network.still(inputs):
+        time_dim = None
     if isinstance(module, Core):
         time_dim = 2
     elif isinstance(module, MapLayer) or (card is not None and card.data == "map"):
         time_dim = -1
     if inputs is None:
-        inputs = default_inputs(module, card)
+        inputs = network.inputs() if network else default_inputs(module, card)
     values, positional = _by_name(module, inputs)
     if mask_name in values:
         raise ValueError(f"inputs hold {mask_name}: leave it out, check makes masks of its own")
@@ -64,7 +71,10 @@ def make_subject(
         mask_true=mask_true,
         card=card,
         claim=causal or (card.causal if card and is_causal(module) else None),
+        mask_dtype=mask_dtype or torch.bool,
     )
+    if network:
+        subject = network.complete(subject, mask_dtype=mask_dtype, causal=causal)
     if mask_name != "key_mask" and not subject.takes_mask:
         parameters = ", ".join(inspect.signature(module.forward).parameters)
         raise ValueError(f"mask_name={mask_name!r}, but the forward of {type(module).__name__} takes {parameters}")

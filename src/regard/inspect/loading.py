@@ -1,10 +1,13 @@
-"""``regard check PATH.py:Class``: a module out of a file, checked."""
+"""``regard check``: a module out of a file, a package or a folder of Hugging Face's, built and checked."""
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regard.inspect.check import check
+from regard.inspect.loading_networks import from_folder, is_network, small
 from regard.inspect.measure import said
 from regard.inspect.report import Report
 
@@ -20,40 +24,65 @@ from regard.inspect.report import Report
 def check_path(
     spec: str, options: Mapping[str, Any] | Iterable[str] = (), inputs: str | None = None, **arguments: Any
 ) -> Report:
-    """Load a class from a file, build it and check it.
+    """Load a module, and check it.
 
     Args:
-        spec: "PATH.py:Class"; instead of a class also a function that returns a module.
-        options: of the constructor, as a mapping or as texts "name=value".
-        inputs: shapes, e.g. "2x17x32"; see :func:`make_inputs`. May be left out for registered mechanisms.
+        spec: "PATH.py:Class" or "package.module:Class", instead of a class also a function that returns a module; or a
+            folder with the ``config.json`` of a model of Hugging Face's transformers, and perhaps its weights.
+        options: of the constructor, or of the configuration of such a model; as a mapping or as texts "name=value".
+        inputs: shapes, e.g. "2x17x32"; see :func:`make_inputs`. May be left out for registered mechanisms and models of
+            transformers.
         arguments: those of :func:`regard.check`.
 
     Raises:
         ValueError: whatever stands in the way, in one line.
     """
-    maker = load_class(spec)
     given = options if isinstance(options, Mapping) else dict(map(parse_option, options))
-    module = _build(maker, given)
-    return check(module, None if inputs is None else make_inputs(inputs), **arguments)
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of strangers' constructors
+        torch.manual_seed(0)
+        module, source = _load(spec, given)
+    report = check(module, None if inputs is None else make_inputs(inputs), **arguments)
+    return replace(report, about=(source, *report.about))
+
+
+def _load(spec: str, options: Mapping[str, Any]) -> tuple[nn.Module, str]:
+    """The module, and where it is from."""
+    if (folder := Path(spec).expanduser()).is_dir():
+        return from_folder(folder, options)
+    maker = load_class(spec)
+    if is_network(maker):
+        return small(maker, options)
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return _build(maker, options), f"{spec}{given}, weights as it makes them"
 
 
 def load_class(spec: str) -> Callable[..., Any]:
-    """The class, or the function that makes a module, that "PATH.py:NAME" speaks of; this runs the file.
+    """The class, or the function that makes a module, that "PATH.py:NAME" or "package.module:NAME" speaks of.
+
+    This runs the file, or imports the module.
 
     Raises:
-        ValueError: no such file or name, or a file that fails.
+        ValueError: no such file, module or name, or code that fails.
     """
-    path_text, colon, name = spec.rpartition(":")
-    path = Path(path_text).expanduser()
-    if not colon or not name.isidentifier() or path.suffix != ".py":
-        raise ValueError(f"{spec!r} does not read PATH.py:Class, e.g. model.py:Attention")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    found = vars(_run(path.resolve())).get(name)
+    place, colon, name = spec.rpartition(":")
+    path = Path(place).expanduser()
+    if not colon or not name.isidentifier() or (path.suffix != ".py" and not _dotted(place)):
+        raise ValueError(
+            f"{spec!r} does not read PATH.py:Class or package.module:Class, e.g. model.py:Attention, "
+            "and is no folder with a config.json"
+        )
+    if path.suffix == ".py":
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        found = vars(_run(path.resolve())).get(name)
+        others = _modules_in(path)
+    else:
+        found, others = getattr(_import(place), name, None), ""
     if found is None:
-        raise ValueError(f"{path} has no {name}{_modules_in(path)}")
+        raise ValueError(f"{place} has no {name}{others}")
     if not callable(found) or (inspect.isclass(found) and not issubclass(found, nn.Module)):
-        raise ValueError(f"{name} in {path} is neither an nn.Module class nor a function that returns one")
+        raise ValueError(f"{name} in {place} is neither an nn.Module class nor a function that returns one")
     return found
 
 
@@ -116,6 +145,20 @@ def _random(text: str, generator: torch.Generator) -> Tensor:
     if colon:
         return torch.randint(int(ids), shape, generator=generator)
     return torch.randn(shape, generator=generator)
+
+
+def _dotted(text: str) -> bool:
+    """Whether it reads as the name of a module."""
+    return all(part.isidentifier() for part in text.split("."))
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"there is no module {error.name}; of a file write PATH.py:Class") from error
+    except Exception as error:
+        raise ValueError(f"importing {name} raises {said(error)}") from error
 
 
 def _run(path: Path) -> ModuleType:

@@ -13,7 +13,10 @@ from regard.inspect.subject import Subject
 from regard.inspect.tensors import all_tensors, slopes
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-RATES = ("dropout", "dropout_p", "dropout_rate", "attn_drop", "attn_dropout", "proj_drop", "drop", "drop_path")
+RATES = (
+    "dropout", "dropout_p", "dropout_rate", "attn_drop", "attn_dropout", "proj_drop", "drop", "drop_path",
+    "attention_dropout", "activation_dropout", "layerdrop",
+)  # fmt: skip
 """Attributes that hold a probability in modules without a dropout module, such as nn.MultiheadAttention."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 

@@ -20,6 +20,7 @@ class Row:
         measured, limit: the largest difference, relative to max(1, largest value), and what is allowed; None where the
             rule is not a number, infinite where the result is not finite.
         explanation: one or two sentences for the reader of the report.
+        meaning: what the rule asks for, in one sentence.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Row:
     measured: float | None = None
     limit: float | None = None
     explanation: str = ""
+    meaning: str = ""
 
     @property
     def numbers(self) -> str:
@@ -45,6 +47,7 @@ class Report:
     Attributes:
         subject: what was checked, e.g. "MultiHead on x float32 (2, 17, 12)".
         rows: one :class:`Row` a rule.
+        about: how it was tried: claims, masks, positions, seed, device and versions, a sentence each.
 
     Example:
         >>> report = Report("Identity on input float32 (2, 3, 4)", (Row(name="determinism", verdict="pass"),))
@@ -54,6 +57,7 @@ class Report:
 
     subject: str
     rows: tuple[Row, ...]
+    about: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -86,7 +90,7 @@ class Report:
             raise AssertionError(str(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the subject, ``ok`` and the rows; numbers that are not finite, which JSON lacks, become strings."""
+        """For JSON: the subject, ``ok``, how it was tried, the rows; infinity and NaN, unknown to JSON, are text."""
         rows = [
             {
                 key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -94,12 +98,24 @@ class Report:
             }
             for row in self.rows
         ]
-        return {"subject": self.subject, "ok": self.ok, "rows": rows}
+        return {"subject": self.subject, "ok": self.ok, "about": list(self.about), "rows": rows}
+
+    def to_markdown(self) -> str:
+        """For a reader who was not there: the verdict, how it was tried, every rule with what it asks, how to read it.
+
+        Example:
+            >>> row = Row(name="determinism", verdict="pass", meaning="Two calls agree.", explanation="they do")
+            >>> print(Report("Identity on input float32 (2, 3, 4)", (row,)).to_markdown().splitlines()[0])
+            # regard check: Identity
+        """
+        from regard.inspect.written_report import markdown  # which is about reports
+
+        return markdown(self)
 
     def __str__(self) -> str:
         names = max((len(row.name) for row in self.rows), default=0)
         numbers = max((len(row.numbers) for row in self.rows), default=0)
-        lines = [f"{self.subject}: {self._summary()}"]
+        lines = [f"{self.subject}: {self.summary}"]
         for row in self.rows:
             head = f"  {row.verdict:<7}  {row.name:<{names}}  {row.numbers:<{numbers}}  "
             wide = max(WIDTH, len(head) + 40)
@@ -108,7 +124,9 @@ class Report:
             ]
         return "\n".join(lines)
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """How many rules failed, passed, and so on."""
         counts = {
             verdict: sum(row.verdict == verdict for row in self.rows) for verdict in ("FAIL", "pass", "info", "skipped")
         }

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from regard.inspect.measure import compare, skip
+from regard.inspect.measure import compare, limit_of, scale, skip
+from regard.inspect.networks import as_network
 from regard.inspect.report import Row
 from regard.inspect.subject import Subject
+from regard.inspect.tensors import first_tensor
 from regard.registry import Core
 
 NAME = "memory = full"
@@ -18,6 +20,9 @@ NAME = "memory = full"
 def streaming(subject: Subject) -> Row:
     """A first piece, then tokens one by one, each with the memory of those before, yield what the whole yields."""
     module: Any = subject.module
+    network = as_network(module)
+    if network and network.cache_name and subject.claim == "strict" and subject.rows(subject()) is not None:
+        return _with_cache(subject, network.cache_name)
     if subject.card is not None and not subject.card.streaming:
         return skip(NAME, "the card does not claim streaming")
     if not (callable(getattr(module, "memory", None)) and callable(getattr(module, "stream", None))):
@@ -36,6 +41,24 @@ def streaming(subject: Subject) -> Row:
         for static in statics
     ]
     return next((row for row in rows if row.verdict == "FAIL"), rows[0])
+
+
+def _with_cache(subject: Subject, name: str) -> Row:
+    """A model of transformers with its own cache: half of the tokens at once, then one by one, as generate() does."""
+    size, axis = subject.length(), subject.axes[subject.first]
+    outs: list[Tensor] = []
+    cache, start = None, 0
+    for piece in [size - size // 2] + [1] * (size // 2):
+        tokens = {key: subject.inputs[key].narrow(subject.axes[key], start, piece) for key in subject.ordered}
+        found = subject.run({**subject.inputs, **tokens, "use_cache": True, name: cache})
+        cache, start = found[name], start + piece
+        outs.append(first_tensor(found))
+    whole, got = subject(), torch.cat(outs, axis)
+    gaps = (got - whole).abs().movedim(axis, 0).flatten(1).amax(1)
+    far = (gaps > limit_of(whole) * scale(whole)).nonzero()
+    where = f"; the first one that differs is at position {int(far[0])}" if len(far) else ""
+    how = f"{size - size // 2} tokens and then {size // 2} one by one, with {name}"
+    return compare(NAME, got, whole, kept=f"{how}: the same", broken=f"{how}: other outputs than at once{where}")
 
 
 def _pieces(subject: Subject, pieces: Sequence[int], static: int | None) -> Row:

@@ -36,6 +36,11 @@ class Subject:
         mask_name, mask_true: the mask argument and what True means in it.
         card: of a registered mechanism, with the claims of its sample.
         claim: what is promised about causality.
+        mask_dtype: of the mask argument; in integers True is 1.
+        foreign: inputs beside those of ``CONTEXT`` that another sequence fills.
+        marks: the inputs whose tokens the mask marks; empty: told by the names.
+        positions: the argument that takes the place of each token among the real ones along with a mask; empty: none.
+        notes: what else the reader of the report must know.
     """
 
     module: nn.Module
@@ -48,6 +53,11 @@ class Subject:
     mask_true: Literal["keep", "drop"]
     card: Card | None
     claim: Causality | None
+    mask_dtype: torch.dtype = torch.bool
+    foreign: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
+    positions: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -58,6 +68,22 @@ class Subject:
             if isinstance(value, Tensor)
         ]
         return f"{type(self.module).__name__} on {', '.join(tensors)}"
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """How it is tried, in sentences for the reader of the report."""
+        floats = {named(value.dtype) for value in self.module.parameters() if value.is_floating_point()}
+        device = next((str(value.device) for value in self.inputs.values() if isinstance(value, Tensor)), "cpu")
+        size = sum(value.numel() for value in self.module.parameters())
+        lines = [f"{size:,} parameters in {' and '.join(sorted(floats)) or 'no floats'} on {device}, in eval mode"]
+        lines.append(f"held to {self.claim!r} causality" if self.claim else "not held to any causality")
+        if self.axes and self.takes_mask:
+            polarity = "takes part" if self.mask_true == "keep" else "is ignored"
+            lines.append(
+                f"{self.mask_name} in {named(self.mask_dtype)}: True or 1 {polarity}; over {', '.join(self.masked)}"
+            )
+        lines += self.notes
+        return (*lines, f"torch {torch.__version__}, seed 0; other inputs are drawn with the spread of those given")
 
     @property
     def breach(self) -> Verdict:
@@ -95,17 +121,21 @@ class Subject:
         """The inputs whose tokens have a place before or after those of the output."""
         if self.card is not None:  # the library's rule: the last query stands with the last key
             return tuple(self.axes)
-        return tuple(name for name in self.axes if name not in CONTEXT and self.length(name) == self.length())
+        others = (*CONTEXT, *self.foreign)
+        return tuple(name for name in self.axes if name not in others and self.length(name) == self.length())
 
     @property
     def masked(self) -> tuple[str, ...]:
         """The inputs whose tokens the mask hides, those of other inputs that come along included."""
+        if self.marks:
+            return self.marks
         owners = [name for name in self.axes if name not in ("k", "key") and self.mask_name.startswith(f"{name}_")]
         keys = owners or [name for name in self.axes if name in KEYS] or [self.first]
         if self.claim and self.card:
             return self.ordered  # padding the keys alone would move the queries in time
         lengths = {self.length(name) for name in keys}
-        pair = self.card is not None and self.card.data == "pair"  # whose masks are one for each, of whatever length
+        # two sequences that meet have a mask each, of whatever length; a context of each token goes with its token
+        pair = self.card is not None and self.card.data == "pair" and self.card.cross
         return tuple(keys) if owners or pair else tuple(name for name in self.axes if self.length(name) in lengths)
 
     @property
@@ -150,6 +180,8 @@ class Subject:
         arguments = dict(self.inputs if inputs is None else inputs)
         if keep is not None:
             arguments[self.mask_name] = self._mask(keep)
+            if self.positions:
+                arguments[self.positions] = (keep.long().cumsum(1) - 1).clamp(min=0)
         if queries is not None and isinstance(self.module, Core):
             arguments["query_mask"] = queries
         if seed is not None:
@@ -226,4 +258,4 @@ class Subject:
         if isinstance(self.module, MapLayer) or (self.card is not None and self.card.data == "map"):
             batch, _, height, _ = self.inputs[self.masked[-1]].shape
             keep = keep[:, None, :].expand(batch, height, -1)
-        return keep if self.mask_true == "keep" else ~keep
+        return (keep if self.mask_true == "keep" else ~keep).to(self.mask_dtype)

@@ -12,9 +12,9 @@ def noise(value: Tensor, *, like: Tensor | None = None, strength: float = 1.0) -
     """Fresh values of the same shape: ``strength`` times as spread as those of ``like``, or other ids among them."""
     source = value if like is None else like
     if not value.is_floating_point():
-        ids = int(source.max()) + 1  # no id beyond those seen: a vocabulary has an end
-        shift = torch.randint(1, max(ids, 2), value.shape, device=value.device)
-        return ((value.long() + shift) % ids).to(value.dtype)
+        ids = source.unique()  # those seen, no others: a vocabulary has an end, and some ids a meaning, such as padding
+        shift = torch.randint(1, max(len(ids), 2), value.shape, device=value.device)
+        return ids[(torch.searchsorted(ids, value.contiguous()) + shift) % len(ids)]
     spread = source.std() if source.numel() > 1 else source.abs().max()
     return source.mean() + strength * spread.clamp(min=0.1) * torch.randn_like(value)
 

@@ -1,5 +1,6 @@
 import base64
 import json
+import shutil
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from regard.explore.pictures import pack
 from regard.explore.trainings import KINDS
 from regard.tasks.documents import InputError
 from regard.train.budget import Budget
+from regard.train.checkpoint import read_checkpoint, write_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +37,14 @@ def shares(told):
     heads, n, m = told["shape"]
     found = torch.frombuffer(bytearray(base64.b64decode(told["shares"])), dtype=torch.int8)
     return found.view(heads, n, m) / 127 * torch.tensor(told["largest"]).view(heads, n, 1)
+
+
+def trained(answers, asked):
+    answers.train(asked)
+    end = time.monotonic() + 120
+    while answers.training(asked)["status"] in ("waiting", "training") and time.monotonic() < end:
+        time.sleep(0.05)
+    return answers.training(asked)
 
 
 def test_a_map_survives_its_packing():
@@ -170,11 +180,7 @@ def test_a_model_is_trained_kept_and_used(answers, kind, tmp_path):
     asked = {"choice": choice("linear_transformer"), "kind": kind}
     before = look(answers, "linear_transformer", kind)
     assert answers.training(asked)["status"] == "untrained"
-    answers.train(asked)
-    end = time.monotonic() + 60
-    while answers.training(asked)["status"] in ("waiting", "training") and time.monotonic() < end:
-        time.sleep(0.05)
-    told = answers.training(asked)
+    told = trained(answers, asked)
     assert told["status"] == "trained", told
     assert "(2 steps); held out: " in told["words"]
     assert [path.name.split("-")[1] for path in (tmp_path / "explore").iterdir()] == [kind]
@@ -188,10 +194,26 @@ def test_a_model_is_trained_kept_and_used(answers, kind, tmp_path):
 def test_a_training_that_fails_says_so(answers, tmp_path):
     (tmp_path / "explore").write_text("in the way")
     asked = {"choice": choice("multi_head"), "kind": "text"}
-    answers.train(asked)
-    end = time.monotonic() + 60
-    while answers.training(asked)["status"] in ("waiting", "training") and time.monotonic() < end:
-        time.sleep(0.05)
-    told = answers.training(asked)
+    told = trained(answers, asked)
     assert told["status"] == "failed"
     assert "cannot write into" in told["words"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "deleted", "another version"])
+def test_what_is_kept_and_of_no_use_is_trained_again(answers, tmp_path, damage):
+    asked = {"choice": choice("linear_transformer"), "kind": "text"}
+    trained(answers, asked)
+    (folder,) = (tmp_path / "explore").iterdir()
+    (weights,) = folder.glob("*.safetensors")
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:100])
+        answers = Answers(Budget(steps=2))
+    elif damage == "deleted":
+        shutil.rmtree(folder)
+    else:
+        tensors, facts = read_checkpoint(folder)
+        tensors.pop("model/token_embedding.weight")
+        write_checkpoint(folder, tensors, facts)
+    assert not look(answers, "linear_transformer")["trained"]
+    assert trained(answers, asked)["status"] == "trained"
+    assert look(answers, "linear_transformer")["trained"]

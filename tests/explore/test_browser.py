@@ -37,7 +37,9 @@ def address(tmp_path_factory):
         patch.setenv("REGARD_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(cost, "LENGTHS", (64, 128))
         patch.setattr(cost, "SIDES", (6, 8))
-        server = make_server("127.0.0.1", 0, Answers(Budget(steps=2)))
+        answers = Answers(Budget(steps=2))
+        answers.mechanisms({})  # imports every mechanism, which takes its time under the type checker of the tests
+        server = make_server("127.0.0.1", 0, answers)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}/"
@@ -87,7 +89,7 @@ class Page:
         self.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
     def until(self, true):
-        return WebDriverWait(self.browser, 60, poll_frequency=0.05).until(lambda _: true())
+        return WebDriverWait(self.browser, 120, poll_frequency=0.05).until(lambda _: true())
 
     def rest(self):
         self.until(lambda: self.browser.execute_script(SETTLED))

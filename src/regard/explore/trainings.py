@@ -3,14 +3,15 @@
 import contextlib
 import hashlib
 import queue
+import shutil
 import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regard.explore.choice import DIM, Choice, takes
 from regard.explore.lessons import Repeats, Shapes, Text
@@ -88,8 +89,8 @@ class Trainings:
             raise InputError(reason)
         folder = self._folder(choice, kind)
         with self._door:
-            if folder not in self._states and is_fitted(folder):
-                self._states[folder] = State("trained", 1.0, sentence(read_fitted(folder, "explore")[1]))
+            if folder not in self._states and (kept := _kept(folder)) is not None:
+                self._states[folder] = State("trained", 1.0, sentence(kept[1]))
             return self._states.get(folder, State())
 
     def start(self, choice: Choice, kind: Kind) -> State:
@@ -115,11 +116,15 @@ class Trainings:
         Raises:
             InputError: as :meth:`start`.
         """
-        state = self.state(choice, kind)
-        task = _task(choice, kind)
+        trained = self.state(choice, kind).status == "trained"
+        folder, task = self._folder(choice, kind), _task(choice, kind)
         model = _model(choice, kind, task)
-        if state.status == "trained":
-            model.load_state_dict(read_fitted(self._folder(choice, kind), "explore")[0])
+        if trained:
+            try:
+                model.load_state_dict((_kept(folder) or ({}, {}))[0])
+            except RuntimeError:  # somebody deleted it, or it is of another version of the mechanism
+                shutil.rmtree(folder, ignore_errors=True)
+                self._states.pop(folder, None)
         return model.eval(), task
 
     def _folder(self, choice: Choice, kind: Kind) -> Path:
@@ -151,6 +156,15 @@ class Trainings:
         facts = {"kind": "explore", "data": task.name, "choice": choice.key}
         fit(_model(choice, kind, task), task, folder, self.budget, rate=RATES[kind], facts=facts, tell=tell, every=1e9)
         self._states[folder] = State("trained", 1.0, sentence(read_fitted(folder, "explore")[1]))
+
+
+def _kept(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Weights and facts of a finished training; a damaged one is thrown away, for it can be made again."""
+    try:
+        return read_fitted(folder, "explore") if is_fitted(folder) else None
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return None
 
 
 def hindrance(choice: Choice, kind: str) -> str:

@@ -22,12 +22,14 @@ class Pretence(Workshop):
 
     def open(self):
         self.clock += 1000  # to load is not to measure
+        self.opened = True
 
     def seconds(self, label, length):
         factor, power = self.curves[label]
         return factor * (length / 1024) ** power
 
     def do(self, chore):
+        assert self.opened
         length = chore["question"]["sides"][0]
         labels = [name for name, _ in chore["entrants"]]
         self.asked.append((chore["kind"], length, labels))

@@ -20,7 +20,6 @@ ROOT = Path(__file__).parents[1]
 USED = ("native", "race", "transformers", "onnx", "explore")  # what users install; docs and dev stay with developers
 
 REVIEWED = {  # licences with duties beyond naming the authors, each read
-    "certifi": "MPL-2.0: covers its own files, used unchanged",
     "gemmi": "MPL-2.0: a module of its own, used unchanged",
     "soundfile": "BSD-3-Clause; libsndfile in its wheel is LGPL-2.1, a shared library that may be exchanged",
     "soxr": "LGPL-2.1: a module of its own, with libsoxr, that may be exchanged",

@@ -234,6 +234,9 @@ def test_refusals():
         linear(x, x, x, attn_mask=torch.rand(5, 5) < 0.5)
     with pytest.raises(UnsupportedError, match="built bidirectional: pass causal=True"):
         linear(x, x, x, attn_mask=CAUSAL(5))
+    causal = MultiheadAttention(8, 2, batch_first=True, mechanism="linear_transformer", causal=True)
+    with pytest.raises(UnsupportedError, match="takes no attn_mask but the causal one"):  # of other lengths: which?
+        causal(x, x.repeat(1, 2, 1), x.repeat(1, 2, 1), attn_mask=torch.ones(5, 10, dtype=torch.bool).triu(1))
     with pytest.raises(UnsupportedError, match="built bidirectional: pass causal=True"):
         linear(x, x, x, is_causal=True)
     with pytest.raises(UnsupportedError, match="nystrom cannot be causal: landmarks average over the future"):

@@ -89,7 +89,8 @@ def test_a_damaged_file_is_told_and_measured_anew(asked, cache):
     assert "is damaged" in answer.notes[0]
     assert "measured anew" in " ".join(str(answer).split())
     assert recommend(64, mechanisms=["local"], **SMALL).kept
-    for content in ("", "[]", '{"schema": "other"}', '{"schema": "regard.recommend/1", "points": 3}'):
+    older = path.read_text().replace(keeping.SCHEMA, "regard.recommend/0")
+    for content in ("", "[]", older, '{"schema": "regard.recommend/1", "points": 3}'):
         path.write_text(content)
         with pytest.raises(ValueError, match="is damaged"):
             keeping.load(path)

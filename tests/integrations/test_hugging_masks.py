@@ -71,6 +71,18 @@ def test_whoever_looks_sees_an_ordinary_mask(look):
     assert seen.equal(look(mask.draw()))
 
 
+@pytest.mark.parametrize("copy", [lambda x: x.detach(), lambda x: x.clone(), lambda x: x.to("cpu", copy=True)])
+@pytest.mark.parametrize("function", [SLIDING, own])
+def test_copies_stay_descriptions(copy, function):
+    mask = describe_mask(2, 3, 5, 6, 4, function, LEFT)
+    copied = copy(mask)
+    assert isinstance(copied, DescribedMask)
+    assert copied.starts.equal(mask.starts)
+    assert copied.draw().equal(mask.draw())
+    assert type(mask.to(torch.float32)) is torch.Tensor
+    assert describe_mask(2, 3, 5).to("meta").device.type == "meta"
+
+
 def test_says_what_it_is():
     assert repr(describe_mask(2, 9, 9, attention_mask=LEFT)) == "DescribedMask([2, 1, 9, 9], Causal() and padding)"
     assert repr(describe_mask(2, 9, 9, mask_function=own)) == "DescribedMask([2, 1, 9, 9], Full() and a dense mask)"

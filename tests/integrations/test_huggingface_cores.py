@@ -267,3 +267,17 @@ def test_dropout_in_training_reaches_the_core_or_is_refused():
 def test_selection_is_accepted_when_asked_for():
     net = attached("llama", "informer", strict=False, selection=True)
     assert net(prompts("llama")["input_ids"], use_cache=False).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(("family", "name"), [("llama", "linear_transformer"), ("bert", "linformer")])
+@pytest.mark.slow
+def test_compiles_in_one_graph(family, name, padded):
+    torch._dynamo.reset()
+    net, batch = attached(family, name), prompts(family)
+    if not padded:  # a decoder without an attention_mask may be given packed sequences, for all that a graph knows
+        batch = {"input_ids": batch["input_ids"]} | ({"attention_mask": torch.ones(3, 9)} if family == "llama" else {})
+    options = {"use_cache": False} if family == "llama" else {}
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
+    keep = batch.get("attention_mask", torch.ones(3, 9)).bool()
+    assert_close(compiled(**batch, **options).logits[keep], net(**batch, **options).logits[keep], rtol=1e-4, atol=1e-5)

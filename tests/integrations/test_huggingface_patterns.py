@@ -1,9 +1,12 @@
 import functools
+import gc
+import sys
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from regard.engines import packing
 from regard.integrations import huggingface
 from regard.integrations.pattern_words import pattern_from_words
 from regard.registry import UnsupportedError
@@ -166,6 +169,33 @@ def test_positions_that_nobody_knows_are_refused():
 
 def test_blanks_in_an_expression_do_not_matter():
     assert "regard:causal&window-9" in huggingface.register(" causal & window-9 ")
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_gradients_are_the_same(reentrant):
+    net, batch = model("llama").train(), inputs("llama") | {"use_cache": False}
+    net.set_attn_implementation(EXTENDED)
+    gradients = []
+    for _ in range(2):
+        net.zero_grad()
+        net(**batch).loss.backward()
+        gradients.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+        net.activation_checkpointing_enable({"use_reentrant": reentrant})
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_the_backward_pass_finds_its_pattern_however_late():
+    net, batch = model("llama"), inputs("llama")
+    net.set_attn_implementation(EXTENDED)
+    loss = net(**batch).loss
+    modules = [part for name, part in sys.modules.items() if name.startswith("regard.engines.")]
+    for cached in [value for part in modules for value in vars(part).values() if hasattr(value, "cache_clear")]:
+        cached.cache_clear()
+    packing._held.clear()
+    gc.collect()
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("padded", [False, True])

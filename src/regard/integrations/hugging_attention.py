@@ -119,6 +119,9 @@ def allowed_pairs(
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         found = f"{mask.ndim} dimensions" if isinstance(mask, Tensor) else f"the type {type(mask).__name__}"
         raise UnsupportedError(f"{_name(module)} hands over a mask of {found}; attention takes (B, 1 or H, L, S)")
+    if hasattr(mask, "plain"):  # a traced graph drew it, and says what it drew
+        plain, key_mask, offset = mask.plain  # pyright: ignore[reportAttributeAccessIssue]
+        return Allowed(plain, key_mask, q_offset=offset)
     return Allowed(Full() if pattern is None else _of_drawn(mask, pattern), attn_mask=mask)
 
 

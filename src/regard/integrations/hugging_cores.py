@@ -198,8 +198,10 @@ def _causality(module: nn.Module, core: Core, allowed: Allowed, queries: int, ke
     causal = _is_causal_mask(allowed.pattern, offset + queries - 1)
     if allowed.attn_mask is not None or causal is None:
         what = "a mask of its own for each pair" if allowed.attn_mask is not None else repr(allowed.pattern)
+        way = "; in a compiled graph give an attention_mask: without one transformers masks as for packed sequences"
         raise UnsupportedError(
             f"{_kind(module)} masks by {what}; {_label(core)} is causal or not, and takes a mask of padding, no more"
+            + (way if torch.compiler.is_compiling() else "")
         )
     if causal != is_causal_core(core):
         raise UnsupportedError(

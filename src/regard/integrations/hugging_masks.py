@@ -22,6 +22,12 @@ __all__ = ["FAR", "DescribedMask", "describe_mask", "pattern_of"]
 
 MaskFunction = Callable[..., Any]
 FAR = 2**40  # beyond every position
+_COPIES = {
+    torch.ops.aten.alias.default,
+    torch.ops.aten.clone.default,
+    torch.ops.aten.detach.default,
+    torch.ops.aten._to_copy.default,
+}
 
 
 class DescribedMask(Tensor):
@@ -73,11 +79,23 @@ class DescribedMask(Tensor):
         parts += [] if self.dense is None else [self.dense]
         return reduce(torch.logical_and, parts).expand(self.shape)
 
+    def _copied(self, device: torch.device) -> DescribedMask:
+        batch, _, queries, keys = self.shape
+        padding, starts, dense = (
+            None if part is None else part.to(device) for part in (self.padding, self.starts, self.dense)
+        )
+        places = (self.q_offset, self.kv_offset)
+        copy = DescribedMask((batch, queries, keys), self.pattern, padding, starts, dense, *places, device)
+        copy.moved = self.moved
+        return copy
+
     @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Whatever looks at the mask looks at the drawn one."""
+        """Whatever looks at the mask looks at the drawn one; copies, to other devices too, stay descriptions."""
+        if func in _COPIES and (kwargs or {}).get("dtype") in (None, torch.bool):
+            return args[0]._copied((kwargs or {}).get("device") or args[0].device)
         drawn_args = tree_map_only(DescribedMask, DescribedMask.draw, args)
         return func(*drawn_args, **tree_map_only(DescribedMask, DescribedMask.draw, kwargs or {}))
 
@@ -115,10 +133,16 @@ def describe_mask(
         use_vmap: draw a user's function with vmap.
         device: where the mask belongs.
         ours: the pattern that our attention function will add; only a traced graph needs it here.
-        step_drawn: draw the mask of a single query into a static cache too, as the step may be compiled.
+        step_drawn: draw the mask of a single query into a static cache too, as the step may be compiled. Cores, which
+            need to know what a mask says, go without.
         others: meant for other implementations (``dtype``, ``config``, whether None may stand for a plain mask).
     """
-    from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
+    from transformers.masking_utils import (
+        bidirectional_mask_function,
+        causal_mask_function,
+        prepare_padding_mask,
+        sdpa_mask,
+    )
 
     if isinstance(attention_mask, DescribedMask):  # generate() makes it and the model hands it in again
         return attention_mask
@@ -139,7 +163,14 @@ def describe_mask(
     real = prepare_padding_mask(attention_mask, kv_length, kv_offset)
     step = step_drawn and q_length == 1 and isinstance(q_offset, Tensor)
     if torch.compiler.is_compiling() or step:
-        return _traced(_certain(draw(attention_mask=attention_mask)), ours, real, q_offset, kv_offset)
+        mask = _traced(_certain(draw(attention_mask=attention_mask)), ours, real, q_offset, kv_offset)
+        if not step_drawn and function in (causal_mask_function, bidirectional_mask_function):
+            mask.plain = (  # pyright: ignore[reportAttributeAccessIssue]  what cores need to know
+                Causal() if function is causal_mask_function else Full(),
+                None if real is None else real[:, kv_offset : kv_offset + kv_length],
+                offset - kv_offset,
+            )
+        return mask
     pattern = pattern_of(function)
     dense = _certain(draw()) if pattern is None else None
     size, places = (batch_size, q_length, kv_length), (int(q_offset), kv_offset)

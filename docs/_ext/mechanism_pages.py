@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cards_told import FAMILIES, badges, card_table, cell, paper_link, parity, yes
 from costs_told import OF_DATA, SERIES, cost, measured, place, share
-from examples import example
+from mechanism_examples import example
 from pictures import pattern_figure
 
 import regard
@@ -98,7 +98,12 @@ def index(names: list[str]) -> str:
     table = ["::::{div} mechanisms", *rows, "::::"]
     toctree = ["```{toctree}", ":hidden:", "", *names, "```"]
     filters = '```{raw} html\n<p class="filters" hidden></p>\n```'
-    return "\n\n".join(["# All mechanisms", words, filters, "\n".join(table), "\n".join(toctree)]) + "\n"
+    return (
+        "\n\n".join(
+            ["---\nhide-toc: true\n---", "# All mechanisms", words, filters, "\n".join(table), "\n".join(toctree)]
+        )
+        + "\n"
+    )
 
 
 def crossovers(names: list[str]) -> str:

@@ -54,7 +54,8 @@ def _figure(name: str, causal: bool) -> str:
     told = f"<code>{escape(_short(pattern))}</code>, density {pattern.density(LENGTH, heads=pattern.heads):.2g}"
     caption = f"{kind}: {words}".removeprefix(": ")
     drawn = "".join(_cells(panel) for panel in panels)
-    return f'<figure class="pattern"><div>{drawn}</div><figcaption>{caption.capitalize()}. {told}</figcaption></figure>'
+    kinds = "pattern" if len(panels) == 1 else "pattern heads"
+    return f'<figure class="{kinds}"><div>{drawn}</div><figcaption>{caption.capitalize()}. {told}</figcaption></figure>'
 
 
 def _short(pattern: Pattern) -> str:

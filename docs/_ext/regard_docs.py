@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md", "native": "native/README.md"}
 """Pages whose text is a file of the repository: one source, two places to read it."""
 
-MARKUP = re.compile(r"(?P<bullet>^\s*\* )|[*|]|(?<=\w)_(?!\w)|(?<=\b[A-Z])\.(?=\s|$)", re.MULTILINE)
-"""What reST takes for emphasis, substitutions, references, and lists ("C." of "dim: C.")."""
+MARKUP = re.compile(r"(?P<bullet>^\s*\* )|[*|]|(?<=\w)_(?!\w)|(?<=\b[A-Za-z])\.(?=\s|$)", re.MULTILINE)
+"""What reST takes for emphasis, substitutions, references, and lists ("C." in "dim: C.")."""
 
 
 KEEP = re.compile(r"(``.+?``|:[a-z:]+:`[^`]+`|`[^`]+`_?)", re.DOTALL)

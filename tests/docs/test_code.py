@@ -15,12 +15,13 @@ PAGES = {
     if (blocks := list(python_blocks(path)))
 }
 sys.path.insert(0, str(ROOT / "docs" / "_ext"))
-from examples import example  # noqa: E402
+from mechanism_examples import example  # noqa: E402
 
 sys.path.pop(0)
 
 
 @pytest.mark.parametrize("page", PAGES)
+@pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\):FutureWarning")  # torch.onnx at itself
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 import shutil
 import subprocess
@@ -91,7 +92,7 @@ def test_pages_tell_every_field_of_a_card():
 
 
 def test_patterns_have_pictures(pages):
-    drawn = {name for name in regard.names() if '<figure class="pattern">' in pages[f"mechanisms/{name}.html"]}
+    drawn = {name for name in regard.names() if '<figure class="pattern' in pages[f"mechanisms/{name}.html"]}
     assert {"local", "longformer", "bigbird", "sparse_transformer", "criss_cross", "neighborhood"} <= drawn
     assert not {"linear_transformer", "reformer", "linformer", "cbam"} & drawn
 
@@ -99,7 +100,7 @@ def test_patterns_have_pictures(pages):
 def test_every_public_name_is_in_the_reference(pages):
     anchors = "".join(pages.values())
     for name in regard.__all__:
-        if not hasattr(getattr(regard, name), "__path__"):  # packages have pages of their own
+        if name == "engines" or not inspect.ismodule(getattr(regard, name)):
             assert f'id="regard.{name}"' in anchors, name
     for package in (regard.patterns, regard.scores, regard.memory, regard.inspect, regard.models):
         for name in package.__all__:

@@ -150,6 +150,20 @@ def test_an_error_leaves_the_model_as_it_was():
     assert model.config._attn_implementation == implementation
 
 
+def test_cross_attention_where_it_is_asked_for():
+    make, call, _ = MODELS["whisper"]
+    model = make()
+    before = model(**call)[0]
+    for mechanism in ("full", "linear_transformer"):
+        report = swap_attention(model, mechanism, cross=True, batch=call)
+        assert len(report.swapped) == 3
+        assert report.ok == (mechanism == "full")
+    assert hasattr(model.decoder.layers[0].encoder_attn, "regard_core")
+    assert not torch.allclose(model(**call)[0], before, atol=1e-3)
+    with pytest.raises(UnsupportedError, match="asks another sequence, which window-2 cannot"):
+        swap_attention(make(), "window-2", cross=True)
+
+
 def test_a_model_inside_a_model():
     class Classifier(nn.Module):
         def __init__(self):

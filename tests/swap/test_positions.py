@@ -6,10 +6,11 @@ from torch import nn
 from torch.testing import assert_close
 
 import regard
+from regard.registry import UnsupportedError
 from regard.swap import swap_attention
 from regard.swap.positions import extend_positions, reserved
 from regard.swap.surgery import Surgery
-from tests.swap.models import IDS, bert, gpt2, roberta, same, state
+from tests.swap.models import IDS, bert, gpt2, llama, roberta, same, state, whisper
 
 pytest.importorskip("transformers")
 
@@ -70,8 +71,32 @@ def test_what_is_long_enough_stays():
     assert notes == ["embeddings.position_embeddings holds 16 positions already"]
     assert same(state(model), before)
     assert extend_positions(nn.Linear(2, 2), 9, surgery) == [
-        "no table of learned positions was found: max_length=9 reached the mechanism only"
+        "no table of learned positions was found to repeat for max_length=9"
     ]
+
+
+def test_rotary_positions_have_no_table():
+    model = llama(16)
+    report = swap_attention(model, "local", window=4, max_length=40)
+    assert model.config.max_position_embeddings == 40
+    assert report.notes[1] == "no table of learned positions was found to repeat for max_length=40"
+    assert report.notes[2] == "config.max_position_embeddings is 40 instead of 16"
+
+
+def test_what_is_no_plain_table_is_refused():
+    model = whisper()
+    before = state(model)
+    with pytest.raises(UnsupportedError, match="adds the whole table"):
+        swap_attention(model, "local", max_length=40)
+    assert same(state(model), before)
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cls_token, self.position_embedding = nn.Parameter(torch.zeros(1)), nn.Embedding(5, 2)
+
+    with pytest.raises(UnsupportedError, match="may form a grid"):
+        extend_positions(Patches(), 9, Surgery())
 
 
 def test_taken_back():

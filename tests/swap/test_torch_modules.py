@@ -245,6 +245,14 @@ def test_saved_copied_and_pickled():
         assert torch.equal(other(x), expected)
 
 
+def test_it_compiles_as_one_graph():
+    model, x = encoder(), source()
+    swap_attention(model, "local", window=2)
+    expected = model(x, src_key_padding_mask=~RIGHT)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x, src_key_padding_mask=~RIGHT), expected, rtol=0, atol=1e-5)
+
+
 def test_gradients_reach_everything():
     model = encoder().train()
     swap_attention(model, "longformer", window=3)

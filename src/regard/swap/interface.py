@@ -94,6 +94,11 @@ class InterfaceSwap(Way):
                     f"causal={options['causal']}, but {name} is {'' if site.causal else 'not '}causal"
                 )
         self.mechanism, self.implementation = mechanism, ATTACHED
+        crossing = [name for name, site in chosen.items() if site.cross]
+        if crossing and not (isinstance(mechanism, str) and mechanism.isidentifier() and factory.card(mechanism).cross):
+            raise UnsupportedError(
+                f"{crossing[0]} asks another sequence, which {mechanism} cannot: leave cross=True out"
+            )
         if isinstance(mechanism, str) and not mechanism.isidentifier():
             self.mechanism = pattern_from_words(mechanism)
             if whole and not options:

@@ -5,7 +5,7 @@ eight times: the local structure is kept everywhere but at the seams, and fine-t
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from regard.swap.surgery import Surgery
 
 _NAMES = ("position_embeddings", "position_embedding", "embed_positions", "wpe", "pos_embedding", "pos_embed")
 _BUFFERS = ("position_ids", "token_type_ids")
+_IMAGE = ("patch_embedding", "patch_embeddings", "class_embedding", "cls_token")
 _SETTINGS = ("max_position_embeddings", "n_positions", "n_ctx")
 
 
@@ -34,31 +35,42 @@ def extend_positions(model: nn.Module, max_length: int, surgery: Surgery) -> lis
     """
     notes: list[str] = []
     for name, parent, table in tables(model):
-        if not isinstance(table, nn.Embedding):
-            if table.shape[-2] < max_length:
-                raise UnsupportedError(
-                    f"{name} holds {table.shape[-2]} positions {tuple(table.shape)}, which may form a grid with tokens "
-                    f"before it: repeating it up to {max_length} would tear rows apart. Interpolate it yourself, e.g. "
-                    "interpolate_pos_encoding=True of transformers, and swap without max_length"
-                )
-            continue
-        before, first = table.num_embeddings, reserved(table)
+        before, first = _size(table)
         if before - first >= max_length:
             notes.append(f"{name} holds {before - first} positions already")
             continue
-        _extend(table, first + max_length, first, surgery)
+        if reason := _not_repeatable(model, parent, table):
+            raise UnsupportedError(
+                f"{name} holds {before} positions and none can be added up to {max_length}: {reason}"
+            )
+        _extend(cast(nn.Embedding, table), first + max_length, first, surgery)
         for buffer in _BUFFERS:
             values = getattr(parent, buffer, None)
             if isinstance(values, Tensor) and values.shape[-1] == before:
                 surgery.set(parent, buffer, _longer(values, first + max_length))
-        notes.append(
-            f"{name}: {before - first} positions repeated up to {max_length}"
-            + (f", behind {first} reserved rows" if first else "")
-        )
-    notes += _settings(model, max_length, surgery)
+        behind = f", behind {first} reserved rows" if first else ""
+        notes.append(f"{name}: {before - first} positions repeated up to {max_length}{behind}")
     if not notes:
-        notes.append(f"no table of learned positions was found: max_length={max_length} reached the mechanism only")
-    return notes
+        notes.append(f"no table of learned positions was found to repeat for max_length={max_length}")
+    return notes + _settings(model, max_length, surgery)
+
+
+def _size(table: nn.Embedding | nn.Parameter) -> tuple[int, int]:
+    """Rows, and those before the first position."""
+    return (table.num_embeddings, reserved(table)) if isinstance(table, nn.Embedding) else (table.shape[-2], 0)
+
+
+def _not_repeatable(model: nn.Module, parent: nn.Module, table: nn.Embedding | nn.Parameter) -> str:
+    """Why the table is not one place a row that any length may use; empty where it is."""
+    if not isinstance(table, nn.Embedding) or any(hasattr(parent, name) for name in _IMAGE):
+        return (
+            "they may form a grid with tokens before it, whose rows would be torn apart. Interpolate it yourself, e.g. "
+            "interpolate_pos_encoding=True of transformers, and swap without max_length"
+        )
+    configs = (getattr(part, "config", None) for part in model.modules())
+    if any(hasattr(config, "max_source_positions") for config in configs):
+        return "the model adds the whole table to inputs of one fixed length; swap without max_length"
+    return ""
 
 
 def tables(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Embedding | nn.Parameter]]:

@@ -63,11 +63,11 @@ class Call:
     segments: Tensor | None = None
     batch_first: bool = True
     batched: bool = True
-    settings: dict[str, Any] = field(default_factory=dict[str, Any])
+    settings: dict[str, Any] | None = None
 
     def ask(self, attention: Layer) -> Tensor:
         """The answer of a layer of ours: (B, N, C)."""
-        return attention(self.x, self.context, **self.masks, **self.settings)
+        return attention(self.x, self.context, **self.masks, **(self.settings or {}))
 
     @property
     def masks(self) -> dict[str, Tensor]:

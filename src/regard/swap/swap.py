@@ -124,7 +124,7 @@ def _ways(
     for path, root in roots(model).items():
         inside = [one for one in found if one.site and (not path or one.name.startswith(f"{path}."))]
         mine = {one.name: one.site for one in inside if one in chosen and one.site}
-        whole = mine.keys() == {one.name for one in inside if not one.cross}
+        whole = mine.keys() >= {one.name for one in inside if not one.cross}
         if mine:
             ways.append(InterfaceSwap(root, path, mine, whole, mechanism, *common))
     rest = [one for one in chosen if one.site is None]

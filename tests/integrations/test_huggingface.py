@@ -7,7 +7,7 @@ from regard.registry import UnsupportedError
 
 pytest.importorskip("transformers")
 
-from tests.integrations.hugging_models import DECODERS, NAMES, additive, inputs, model, prompts
+from tests.integrations.huggingface_models import DECODERS, NAMES, additive, inputs, model, prompts
 
 MAPS = ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
 

@@ -7,12 +7,12 @@ from torch.testing import assert_close
 
 import regard
 from regard.integrations import huggingface
-from regard.integrations.hugging_cores import core_names
+from regard.integrations.huggingface.cores import core_names
 from regard.registry import Core, UnsupportedError
 
 pytest.importorskip("transformers")
 
-from tests.integrations.hugging_models import inputs, model, prompts
+from tests.integrations.huggingface_models import inputs, model, prompts
 
 OPTIONS = {  # small enough to matter on nine tokens
     "bigbird": {"block": 2, "random": 1},

@@ -13,7 +13,7 @@ from regard.registry import UnsupportedError
 
 pytest.importorskip("transformers")
 
-from tests.integrations.hugging_models import DECODERS, additive, inputs, model, prompts
+from tests.integrations.huggingface_models import DECODERS, additive, inputs, model, prompts
 
 WORDS = {
     "distances": "window-2|dilated-2-3",

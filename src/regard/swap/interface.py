@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from regard import factory
 from regard.inspect.tensors import all_tensors, first_tensor
-from regard.integrations.hugging_masks import DescribedMask
 from regard.integrations.huggingface import Site, attach, detach, register, sites, use
+from regard.integrations.huggingface.masks import DescribedMask
 from regard.integrations.pattern_words import pattern_from_words
 from regard.patterns import Pattern
 from regard.registry import Core, UnsupportedError

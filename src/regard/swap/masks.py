@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from regard.integrations.hugging_masks import DescribedMask
+from regard.integrations.huggingface.masks import DescribedMask
 from regard.patterns import Causal, Full
 from regard.registry import UnsupportedError
 

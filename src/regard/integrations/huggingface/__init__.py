@@ -22,10 +22,10 @@ from typing import Any, cast
 
 from torch import nn
 
-from regard.integrations.hugging_attention import exact_attention
-from regard.integrations.hugging_cores import attached_attention, core_names, make_core, named_attention
-from regard.integrations.hugging_masks import describe_mask
-from regard.integrations.hugging_sites import Site, sites
+from regard.integrations.huggingface.attention import exact_attention
+from regard.integrations.huggingface.cores import attached_attention, core_names, make_core, named_attention
+from regard.integrations.huggingface.masks import describe_mask
+from regard.integrations.huggingface.sites import Site, sites
 from regard.integrations.pattern_words import pattern_from_words
 from regard.patterns import Pattern
 from regard.registry import Core

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import regard.factory as factory
-from regard.integrations.hugging_attention import (
+from regard.integrations.huggingface.attention import (
     Allowed,
     allowed_pairs,
     exact_attention,
@@ -20,7 +20,7 @@ from regard.integrations.hugging_attention import (
     refuse_unknown,
     wants_weights,
 )
-from regard.integrations.hugging_sites import Site
+from regard.integrations.huggingface.sites import Site
 from regard.patterns import Causal, Full, Pattern, Window
 from regard.patterns.algebra import And
 from regard.registry import Core, UnsupportedError

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from regard.integrations.hugging_masks import FAR, DescribedMask, describe_mask, pattern_of
+from regard.integrations.huggingface.masks import FAR, DescribedMask, describe_mask, pattern_of
 from regard.patterns import Causal, Full, Window
 
 masking = pytest.importorskip("transformers.masking_utils")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from regard.inspect.headed import attentions
-from regard.integrations.hugging_attention import is_cross
+from regard.integrations.huggingface.attention import is_cross
 from regard.registry import UnsupportedError
 
 __all__ = ["Site", "sites"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from regard.integrations.hugging_positions import drawn, refuse_laid_out, speaks_of_distances
+from regard.integrations.huggingface.positions import drawn, refuse_laid_out, speaks_of_distances
 from regard.patterns import Causal, Full, Pattern, Window
 
 __all__ = ["FAR", "DescribedMask", "describe_mask", "pattern_of"]

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from regard.attention import attend, merge
-from regard.integrations.hugging_masks import FAR, DescribedMask
-from regard.integrations.hugging_positions import by_places, refuse_laid_out, speaks_of_distances
+from regard.integrations.huggingface.masks import FAR, DescribedMask
+from regard.integrations.huggingface.positions import by_places, refuse_laid_out, speaks_of_distances
 from regard.patterns import Causal, Full, Pattern, Window, from_mask_mod
 from regard.registry import UnsupportedError
 from regard.scores import SoftCap
@@ -59,7 +59,7 @@ def exact_attention(
     Args:
         module: the attention of the model.
         query, key, value: (B, H, L, D), (B, G, S, D), (B, G, S, Dv).
-        attention_mask: of :func:`regard.integrations.hugging_masks.describe_mask`; or (B, 1 or H, L, S), bool (True
+        attention_mask: of :func:`regard.integrations.huggingface.masks.describe_mask`; or (B, 1 or H, L, S), bool (True
             takes part) or float (is added).
         scaling: of the scores; 1 / sqrt(D) by default.
         dropout: share of weights dropped, in training only.

@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from regard.ops.distances import manhattan
+from regard.ops.distances import euclidean, manhattan
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own forward-mode rules use it
 
 
 def points(*leading, n=5, m=7, width=4, dtype=torch.float64):
@@ -51,3 +53,25 @@ def test_only_what_is_asked_for_gets_a_gradient():
     manhattan(a, b.detach()).sum().backward()
     assert a.grad is not None
     assert b.grad is None
+
+
+def plain_l2(a, b):
+    squares = (a[..., :, None, :] - b[..., None, :, :]).square().sum(-1)
+    return squares.masked_fill(squares == 0, 1.0).sqrt().masked_fill(squares == 0, 0.0)
+
+
+@pytest.mark.parametrize(("distances", "formula"), [(manhattan, plain), (euclidean, plain_l2)])
+@pytest.mark.parametrize(("n", "m"), [(5, 7), (1, 1), (30, 40)])
+def test_derivatives_of_every_kind_are_those_of_the_formula(distances, formula, n, m):
+    a, b = points(2, n=n, m=m)
+    with torch.no_grad():
+        b[:, 0] = a[:, 0]  # equal points
+    ways = tuple(t.detach().sin() for t in (a, b))
+    results = []
+    for function in (distances, formula):
+        first = torch.autograd.grad(function(a, b).sin().sum(), (a, b), create_graph=True)
+        second = torch.autograd.grad(sum(t.sin().sum() for t in first), (a, b), materialize_grads=True)
+        tangent = torch.func.jvp(function, (a.detach(), b.detach()), ways)
+        mapped = torch.func.vmap(torch.func.grad(lambda x, y, f=function: f(x, y).sin().sum()))(a, b)
+        results.append([*first, *second, *tangent, mapped])
+    assert_close(*results)

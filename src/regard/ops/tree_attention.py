@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
+from torch.autograd import forward_ad
 
+from regard.engines.joining import merge
+from regard.engines.transforms import ordinary
 from regard.ops.binary_tree import Look, level_sizes, looks, span_counts, span_means, spread, strays
 
 NOTHING = -1e30
@@ -48,7 +51,7 @@ def read_tree(
 ) -> Float[Tensor, "B H N Dv"]:
     """What each token reads: softmax over the nodes of :mod:`regard.ops.binary_tree` of q . (k + a) / sqrt(D).
 
-    Accumulates in float32 at least. Its gradient cannot be differentiated again.
+    Accumulates in float32 at least, and has derivatives of any order.
 
     Args:
         q: queries of the N tokens.
@@ -66,7 +69,10 @@ def read_tree(
     if attn_drop:
         seed = torch.randint(1 << 62, (), generator=generator, device="cpu" if generator is None else generator.device)
     table = None if table is None else table.to(q.dtype)
-    return _operator(q, k, v, mask, table, tree.lengths, seed, tree.step, tree.clip, tree.causal, attn_drop)[0]
+    arguments = (q, k, v, mask, table, tree.lengths, seed, tree.step, tree.clip, tree.causal, attn_drop)
+    transformed = not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or not ordinary(q, k, v))
+    # the operator would drop the tangents of forward mode without a word, and knows no vmap
+    return (_composite if transformed else _operator)(*arguments)[0]
 
 
 def read_spans(
@@ -158,6 +164,39 @@ def _forward(
     return out.to(v.dtype), lse
 
 
+def _composite(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    table: Tensor | None,
+    lengths: Tensor | None,
+    seed: Tensor | None,
+    step: int,
+    clip: int,
+    causal: bool,
+    drop: float,
+) -> tuple[Tensor, Tensor]:
+    """The same in differentiable torch operations; an absent row has the logsumexp -inf."""
+    n, outs, lses = q.shape[2], list[Tensor](), list[Tensor]()
+    keys, values, real = _nodes(k, v, mask, n)
+    asking = q.to(keys.dtype) * q.shape[-1] ** -0.5
+    rows = None if table is None else table.to(keys.dtype)
+    for number, look in enumerate(_looks(n, lengths, step, clip, causal, q.device)):
+        scores = look.scores(look.blocks(asking), keys, real, rows)
+        top = scores.detach().amax(-1, keepdim=True)
+        weights = (scores - top.masked_fill(top == -torch.inf, 0.0)).exp()
+        total = weights.sum(-1, keepdim=True)
+        empty = total == 0
+        total = total.masked_fill(empty, 1.0)
+        keep = _keep(weights, seed, number, drop)
+        part = (weights if keep is None else weights * keep) @ look.windows(values, weights.shape[2]) / total
+        outs.append(part.flatten(2, 3)[:, :, :n])
+        lses.append((top + total.log()).masked_fill(empty, -torch.inf).flatten(2)[:, :, :n])
+    out, lse = merge(outs, lses)
+    return out.to(v.dtype), lse
+
+
 def _backward(
     q: Tensor,
     k: Tensor,
@@ -229,6 +268,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _derivative(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, out, lse = ctx.saved_tensors
+    if torch.is_grad_enabled() and ordinary(grad_out):  # for gradients of gradients
+        needs, inputs = ctx.needs_input_grad, tensors[:3] + tensors[4:5]
+        wanted = [tensor for tensor, need in zip(inputs, (*needs[:3], needs[4]), strict=True) if need]
+        arguments: list[Any] = [*tensors, ctx.step, ctx.clip, ctx.causal, ctx.drop]
+        again = _composite(*arguments)[0]
+        slopes = iter(torch.autograd.grad(again, wanted, grad_out, create_graph=True, materialize_grads=True))
+        return tuple(next(slopes) if need else None for need in needs)
     found = _operator_backward(*tensors, ctx.step, ctx.clip, ctx.causal, ctx.drop, out, lse, grad_out.contiguous())
     dq, dk, dv, dtable = found
     return dq, dk, dv, None, None if tensors[4] is None else dtable, *(None,) * 6

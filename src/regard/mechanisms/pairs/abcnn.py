@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 
+from regard.ops.distances import euclidean
 from regard.ops.masks import hide
 from regard.ops.positions import put_back, real_first
 from regard.pair_layers import Met, PairLayer
@@ -58,7 +59,7 @@ def match(u: Float[Tensor, "B S D"], v: Float[Tensor, "B M D"]) -> Float[Tensor,
         [[[1.0, 0.5]]]
     """
     wide = torch.promote_types(u.dtype, torch.float32)
-    return 1 / (1 + torch.cdist(u.to(wide), v.to(wide), compute_mode="donot_use_mm_for_euclid_dist"))
+    return 1 / (1 + euclidean(u.to(wide), v.to(wide)))
 
 
 def matched(first: Columns, second: Columns) -> Float[Tensor, "B S M"]:

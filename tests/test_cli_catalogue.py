@@ -9,5 +9,5 @@ def can(name):
 
 
 def test_a_card_says_what_leaves_python():
-    assert "compile (fullgraph), dynamic length, export" in can("multi_head")
-    assert "compile (fullgraph), export" in can("ctc")
+    assert "compile (fullgraph), dynamic length, export, onnx" in can("multi_head")
+    assert "compile (fullgraph), export, onnx" in can("ctc")

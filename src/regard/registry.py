@@ -73,7 +73,7 @@ class Card:
     compile: bool = True
     dynamic: bool = True
     export: bool = True
-    onnx: bool = False
+    onnx: bool = True
     refuses: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
     cost: str = ""
     summary: str = ""

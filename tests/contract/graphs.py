@@ -72,6 +72,11 @@ class Graph:
         axes = self.axes | masks
         return {name: dict.fromkeys(axes.get(name, ()), torch.export.Dim.DYNAMIC) for name in inputs}
 
+    def labels(self):
+        """The same with names, as an ONNX file has them; none where the card claims one size only."""
+        shapes = self.shapes(self.inputs(0)) if self.card.dynamic else {}
+        return {name: {axis: f"{name}_{axis}" for axis in axes} for name, axes in shapes.items()}
+
     def export(self, dynamic):
         """The exported program."""
         given = self.inputs(0)

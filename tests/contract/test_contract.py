@@ -68,6 +68,10 @@ def times_extra(forward, self, *arguments, **options):
     return forward(*arguments, **options) * self.extra
 
 
+def traced_otherwise(forward, self, x, **options):
+    return forward(x, **options) * (2 if torch.compiler.is_compiling() else 1)
+
+
 def uncausal(forward, self, *arguments, **options):
     self.causal = False
     out = forward(*arguments, **options)
@@ -334,6 +338,10 @@ FAULTS = {
         [of_maps(lambda y, x: y * int(str(int(x.shape[2]))))],
         lambda case: export.test_an_exported_graph_computes_the_same_at_other_sizes(named("axial-0-layer")),
     ),
+    "a file of something else": (
+        [around(MultiHead, "forward", traced_otherwise)],
+        export.test_an_onnx_file_computes_the_same_at_other_sizes,
+    ),
     "a graph for all sides": (
         [around(MapLayer, "forward", lambda forward, self, x, **o: x)],
         lambda case: export.test_a_graph_of_one_size_is_no_more_than_that(named("criss_cross-0-layer")),
@@ -383,6 +391,7 @@ def test_no_test_is_left_out():
         "test_an_exact_map_of_pixels_is_what_the_layer_does",
         "test_masks_are_refused_where_they_mean_nothing",
         "test_unknown_names_name_the_nearest",
+        "test_what_has_no_onnx_file_has_none",
     }
     used = {name for _, contract in FAULTS.values() for name in (contract.__name__, *contract.__code__.co_names)}
     assert tests - exempt == tests & used

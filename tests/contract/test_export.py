@@ -1,12 +1,23 @@
-"""torch.export of every registered mechanism, held to other sizes than the traced one."""
+"""torch.export and ONNX files of every registered mechanism, held to other sizes than the traced one."""
 
 import pytest
 from torch.testing import assert_close
 
+from regard.integrations.onnx import compare, translate
 from tests.contract.cases import LAYERS, first_of_each
 from tests.contract.graphs import Graph, answers
 
 FIXED = [case for case in LAYERS if not case.card.dynamic]
+DAILY = ("local", "linear_transformer", "luong", "criss_cross")
+"""Mechanisms whose ONNX files are made every day: an operator of each kind, a pair, a graph of one size."""
+
+
+def once(wanted):
+    """The first sample of each mechanism with this claim; those not made daily are slow."""
+    for param in first_of_each([case for case in LAYERS if case.card.onnx == wanted]):
+        (case,) = param.values
+        if case.index == 0:
+            yield pytest.param(case, marks=() if case.name in DAILY else pytest.mark.slow, id=str(case))
 
 
 def check(graph, program):
@@ -39,3 +50,22 @@ def test_a_graph_of_one_size_is_no_more_than_that(case):
 
 def check_other_size(graph):
     graph.export(dynamic=True).module()(**graph.inputs(1))
+
+
+def check_file(graph):
+    written = translate(graph.program, graph.inputs(0), graph.labels())
+    for inputs in graph.runs():
+        compare(written, graph.module, inputs)
+
+
+@pytest.mark.parametrize("case", [*once(True)])
+def test_an_onnx_file_computes_the_same_at_other_sizes(case):
+    check_file(Graph(case))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*once(False)])
+def test_what_has_no_onnx_file_has_none(case):
+    """A card is not too modest here either."""
+    with pytest.raises(Exception):  # noqa: B017  torch's, onnxruntime's or ours
+        check_file(Graph(case))

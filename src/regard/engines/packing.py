@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from regard import patterns, scores
 from regard.engines.problem import Problem, Shared
@@ -167,7 +168,7 @@ def _pattern(text: str, tensors: tuple[Tensor, ...]) -> Pattern:
     if not tensors:
         with outside():
             return _numbers_only(text)
-    if any(tensor.is_inference() for tensor in tensors):
+    if any(is_fake(tensor) or tensor.is_inference() for tensor in tensors):  # a tracer's, or without a version
         return patterns.from_spec(text, tensors)
     name = (text, *((id(tensor), tensor._version) for tensor in tensors))
     with _lock:

@@ -30,7 +30,7 @@ class Shared:
     def rows(self) -> Tensor:
         """The tensor once per batch entry, (B, ...), or (1, ...) when all share one row; copied only for groups."""
         # As many rows as entries: each reads its own, in order.
-        alone = self.index is None or len(self.index) == len(self.tensor)
+        alone = self.index is None or self.index.shape[0] == self.tensor.shape[0]
         return self.tensor if alone else self.tensor[self.index]
 
 

@@ -197,6 +197,18 @@ def _forward(
     return out.to(v.dtype), lse.logsumexp(0)
 
 
+def at_once(
+    q: Tensor, v: Tensor, keep: Tensor | None, slots: list[Tensor | None], reach: list[int], drop: float
+) -> tuple[Tensor, Tensor]:
+    """The same with all chunks in one run, for graphs that must hold for every length."""
+    laid, sight = _read(slots, reach)
+    first, last = sight.before, laid.row.shape[0] // sight.chunk - sight.after
+    outs, lses = Run(q, v, keep, drop, sight, laid, first, last).attend()
+    place = laid.place - first * sight.chunk
+    lse = lses[place]
+    return (outs[place] * lse.softmax(0)[..., None]).sum(0).to(v.dtype), lse.logsumexp(0)
+
+
 def _backward(
     q: Tensor,
     v: Tensor,
@@ -247,3 +259,6 @@ _operator_backward = torch.library.custom_op("regard::chunk_attention_backward",
 _operator.register_fake(_fake_forward)
 _operator_backward.register_fake(_fake_backward)
 _operator.register_autograd(_derivative, setup_context=_keep)
+
+OPERATOR: Any = torch.ops.regard.chunk_attention.default
+"""As it stands in graphs; :func:`at_once` is its definition."""

@@ -174,3 +174,6 @@ def _derivative(ctx: Any, grad_out: Tensor, grad_state: Tensor) -> tuple[Tensor 
 
 
 _delta_rule.register_autograd(_derivative, setup_context=_keep)
+
+OPERATOR: Any = torch.ops.regard.delta_rule.default
+"""As it stands in graphs."""

@@ -156,3 +156,6 @@ def _differentiable(
 
 
 _attend.register_autograd(_derivative, setup_context=_keep)
+
+OPERATOR: Any = torch.ops.regard.feature_attention.default
+"""As it stands in graphs; :func:`regard.ops.feature_sums.attend` is its definition."""

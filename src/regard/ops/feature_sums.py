@@ -108,6 +108,8 @@ class Inputs(NamedTuple):
         return self._chunks(self.seen_by_all(), CHUNK)
 
     def _chunks(self, stop: int, most: int) -> list[slice]:
+        if isinstance(stop, torch.SymInt):  # of a graph that must hold for every length
+            return [slice(0, stop)] if stop else []
         heads = max(self.q.shape[:2].numel(), 4)
         size = max(4 * most // heads // 32 * 32, 32)  # products of matrices like round numbers
         return [slice(start, min(start + size, stop)) for start in range(0, stop, size)]

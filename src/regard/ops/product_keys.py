@@ -60,8 +60,6 @@ def slot_softmax(score: Float[Tensor, "T H K"]) -> Float[Tensor, "T H K"]:
 
 def _candidates(topk: int, device: torch.device) -> tuple[Int[Tensor, " P"], Int[Tensor, " P"]]:
     """Ranks (a, b), from 0, of all pairs that can be among the ``topk`` best sums of two sorted lists."""
-    first = torch.arange(topk, device=device)
-    partners = topk // (first + 1)
-    total = sum(topk // a for a in range(1, topk + 1))
-    start = (partners.cumsum(0) - partners).repeat_interleave(partners, output_size=total)
-    return first.repeat_interleave(partners, output_size=total), torch.arange(total, device=device) - start
+    pairs = [(first, second) for first in range(topk) for second in range(topk // (first + 1))]
+    first, second = torch.tensor(pairs, device=device).unbind(1)
+    return first, second

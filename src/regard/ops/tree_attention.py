@@ -72,7 +72,7 @@ def read_tree(
     arguments = (q, k, v, mask, table, tree.lengths, seed, tree.step, tree.clip, tree.causal, attn_drop)
     transformed = not torch.compiler.is_compiling() and (forward_ad._current_level >= 0 or not ordinary(q, k, v))
     # the operator would drop the tangents of forward mode without a word, and knows no vmap
-    return (_composite if transformed else _operator)(*arguments)[0]
+    return (composite if transformed else _operator)(*arguments)[0]
 
 
 def read_spans(
@@ -164,7 +164,7 @@ def _forward(
     return out.to(v.dtype), lse
 
 
-def _composite(
+def composite(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -272,7 +272,7 @@ def _derivative(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]
         needs, inputs = ctx.needs_input_grad, tensors[:3] + tensors[4:5]
         wanted = [tensor for tensor, need in zip(inputs, (*needs[:3], needs[4]), strict=True) if need]
         arguments: list[Any] = [*tensors, ctx.step, ctx.clip, ctx.causal, ctx.drop]
-        again = _composite(*arguments)[0]
+        again = composite(*arguments)[0]
         slopes = iter(torch.autograd.grad(again, wanted, grad_out, create_graph=True, materialize_grads=True))
         return tuple(next(slopes) if need else None for need in needs)
     found = _operator_backward(*tensors, ctx.step, ctx.clip, ctx.causal, ctx.drop, out, lse, grad_out.contiguous())
@@ -285,3 +285,6 @@ _operator_backward = torch.library.custom_op("regard::tree_attention_backward", 
 _operator.register_fake(_fake_forward)
 _operator_backward.register_fake(_fake_backward)
 _operator.register_autograd(_derivative, setup_context=_save)
+
+OPERATOR: Any = torch.ops.regard.tree_attention.default
+"""As it stands in graphs; :func:`composite` is its definition."""

@@ -30,7 +30,8 @@ def products(rows: Tensor, table: Tensor, h: Tensor, entry: Tensor) -> Tensor:
 
 def _from_whole_table(rows: Tensor, table: Tensor, h: Tensor, entry: Tensor) -> Tensor:
     chosen = table if len(table) == 1 else table[h[..., 0, 0]]
-    return torch.take_along_dim(rows @ chosen.mT, entry, -1)
+    found = rows @ chosen.mT
+    return found.gather(-1, entry.expand(*found.shape[:-1], entry.shape[-1]))  # take_along_dim would fix the sizes
 
 
 def _from_band(rows: Tensor, table: Tensor, h: Tensor, entry: Tensor) -> Tensor:

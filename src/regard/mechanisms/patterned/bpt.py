@@ -188,6 +188,7 @@ class BPT(Core):
         causal="strict",
         streaming=True,
         smooth=True,
+        onnx=False,  # with fixed sizes only: a graph has as many looks as the tree of a text has levels
         stochastic=("dropout",),
         cost="N k log N",
         summary="Near tokens one by one, far text as spans of a binary tree: long documents, exactly causal.",

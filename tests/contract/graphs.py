@@ -51,7 +51,10 @@ class Graph:
                 name: value.expand(*value.shape[:2], *self.sides[size][: value.ndim - 2])
                 for name, value in given.items()
             }
-        drawn = {name: torch.randn(value.shape, generator=make) for name, value in given.items()}
+        drawn = {
+            name: torch.randn(value.shape, generator=make) if value.is_floating_point() else value
+            for name, value in given.items()
+        }
         return drawn | (self._masks(drawn) if self.masked else {})
 
     def _masks(self, inputs):
@@ -68,8 +71,8 @@ class Graph:
 
     def shapes(self, inputs):
         """torch.export's ``dynamic_shapes``: every size that may change."""
-        masks = {name: range(1, value.ndim) for name, value in inputs.items() if value.dtype == torch.bool}
-        axes = self.axes | masks
+        made = inputs.keys() - self.subject.inputs.keys()
+        axes = self.axes | {mask: range(1, inputs[mask].ndim) for mask in made}
         return {name: dict.fromkeys(axes.get(name, ()), torch.export.Dim.DYNAMIC) for name in inputs}
 
     def labels(self):

@@ -185,7 +185,7 @@ class LambdaNetworks(MapLayer):
     def answered(self, query_mask: Tensor) -> Tensor:
         """Of every second pixel, with ``stride=2``."""
         second = (slice(None, None, self.stride),) * (query_mask.ndim - 1)
-        return query_mask[(..., *second)]
+        return query_mask[(..., *second)].contiguous()  # a graph need not ask then whether it can be viewed as a row
 
     def respond(
         self,

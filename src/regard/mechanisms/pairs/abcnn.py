@@ -118,7 +118,7 @@ def mean_of(sentence: Columns) -> Float[Tensor, "B D"]:
     "abcnn",
     samples=[
         Sample(dim=8, max_length=19, attention="both", share=False),
-        Sample(dim=8, max_length=17, filters=6, attention="input", width=2),
+        Sample(dim=8, max_length=18, filters=6, attention="input", width=2),
         Sample(dim=8, filters=6, attention="pooling", normalise=True),
     ],
 )

@@ -278,7 +278,7 @@ class Luong(WeighingPairLayer):
                 raise ValueError(
                     f"{context.shape[1]} words, but this layer was built with max_length={self.max_length}"
                 )
-            return query.take_along_dim(place[:, None], -1)
+            return query.gather(-1, place[:, None].expand(*query.shape[:-1], -1))
         if self.vector is None:
             return query @ context.mT
         key = context if self.key_proj is None else self.key_proj(context)

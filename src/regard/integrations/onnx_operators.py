@@ -68,6 +68,15 @@ def translations() -> dict[Any, Callable[..., Any]]:
         """ONNX divides whole numbers towards 0; -(-n // b) is how lengths are rounded up."""
         return op.Div(op.Sub(a, op.Mod(a, b)), b)
 
+    def matmul(a: Any, b: Any) -> Any:
+        """Vectors as matrices: onnxruntime 1.32 is wrong where it joins a transposition with a vector's product."""
+        rows, columns = len(a.shape) == 1, len(b.shape) == 1
+        a = op.Unsqueeze(a, op.Constant(value_ints=[0])) if rows else a
+        b = op.Unsqueeze(b, op.Constant(value_ints=[-1])) if columns else b
+        found = op.MatMul(a, b)
+        found = op.Squeeze(found, op.Constant(value_ints=[-1])) if columns else found
+        return op.Squeeze(found, op.Constant(value_ints=[-1 if columns else -2])) if rows else found
+
     def anywhere(x: Any, dim: int, keepdim: bool = False) -> Any:
         """Counted, for the largest of nothing is not False."""
         count = op.ReduceSum(op.Cast(x, to=TensorProto.INT64), op.Constant(value_ints=[dim]), keepdims=int(keepdim))
@@ -76,6 +85,8 @@ def translations() -> dict[Any, Callable[..., Any]]:
     return {
         operator.floordiv: floordiv,
         torch.ops.aten.any.dim: anywhere,
+        torch.ops.aten.matmul.default: matmul,
+        torch.ops.aten.mv.default: matmul,
         torch.ops.aten.sort.stable: sort,
         torch.ops.aten.amax.default: amax,
         torch.ops.aten.searchsorted.Tensor: searchsorted,

@@ -59,6 +59,12 @@ def test_in_a_process_of_its_own(cache):
     assert len(os.listdir(cache)) == 1
 
 
+def test_threads_of_the_process_that_forks_stop_nobody(cache, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    answer = recommend(512, mechanisms=["local:window=8"], dim=128, num_heads=2, threads=2, budget=20.0)
+    assert [row.status for row in answer.rows] == ["measured"] * 2
+
+
 def test_the_second_answer_is_kept_and_takes_other_limits(asked, cache):
     first = recommend(64, mechanisms=["local", "linformer"], **SMALL)
     assert not first.kept

@@ -8,6 +8,7 @@ lines of JSON on standard input, answers go to standard output.
 import gc
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,6 +19,10 @@ from types import TracebackType
 from typing import IO, Any
 
 FORKS = sys.platform == "linux"
+
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""Of the process that forks: a team of OpenMP threads does not outlive a fork, and its child would wait for it forever.
+Each child sets the number of threads that the question asks for."""
 
 
 class Workshop:
@@ -50,6 +55,7 @@ class Workshop:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env=os.environ | ONE_THREAD,
             start_new_session=True,  # Ctrl-C is for us: we end it
         )
         if self._answer() is None:
@@ -122,11 +128,16 @@ def _in_a_child(chore: dict[str, Any]) -> dict[str, Any]:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader) as pipe:
+        late = not select.select([pipe], [], [], chore["limit"] + 2 * chores.LATE)[
+            0
+        ]  # it hangs where no signal is heard
+        if late:
+            os.kill(child, signal.SIGKILL)
         text = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if text:
         return json.loads(text)
-    if code == -signal.SIGALRM:
+    if late or code == -signal.SIGALRM:
         return {"status": "too slow", "error": f"not built and called once within {chore['limit']:.3g} s"}
     if code == -signal.SIGKILL:
         return {"status": "out of memory", "error": "killed by the system"}

@@ -123,7 +123,12 @@ def translate(program: ExportedProgram, arguments: Mapping[str, Any], axes: Labe
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         found: Any = torch.onnx.export(
-            program, dynamo=True, opset_version=opset, verbose=False, custom_translation_table=translations()
+            program,
+            dynamo=True,
+            optimize=False,  # onnxscript takes away epsilons such as 1e-16; onnxruntime optimizes when it loads
+            opset_version=opset,
+            verbose=False,
+            custom_translation_table=translations(),
         )
     labels: dict[str, str] = {}
     for value in found.model.graph.inputs:

@@ -52,6 +52,7 @@ CARD = Card(
 
 COMPACT: dict[str, Any] = {
     "stochastic": ("batch_norm",),
+    "onnx": False,  # onnxruntime stops at other sizes: a place out of range
     "refuses": {**CARD.refuses, "key_mask": "the parts of an image are shares of its size, which padding changes"},
 }
 """What the card says of layers that look at centres."""
@@ -286,7 +287,9 @@ class DualAttention(WeighingLayer):
         whole = self.channel if self.position is None else self.position
         if compact and whole is not None:
             self.num_axes = whole.num_axes
-            self.card = replace(CARD, stochastic=whole.card.stochastic, refuses=whole.card.refuses)
+            self.card = replace(
+                CARD, stochastic=whole.card.stochastic, refuses=whole.card.refuses, onnx=whole.card.onnx
+            )
 
     def reset_parameters(self) -> None:
         """As each of the two starts."""

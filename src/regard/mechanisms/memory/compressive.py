@@ -62,7 +62,7 @@ _STOPPED: dict[str, Any] = {"smooth": False}  # gradients end at memories: no sl
             segment_length=5,
             ratio=2,
             compression="most_used",
-            claims={**_STOPPED, "compile": False, "export": False},
+            claims={**_STOPPED, "compile": False, "export": False, "onnx": False},
         ),
         Sample(dim=12, num_heads=2, head_dim=5, segment_length=3, compressed_length=0, claims=_STOPPED),
     ],

@@ -118,7 +118,7 @@ def mean_of(sentence: Columns) -> Float[Tensor, "B D"]:
     "abcnn",
     samples=[
         Sample(dim=8, max_length=19, attention="both", share=False),
-        Sample(dim=8, max_length=18, filters=6, attention="input", width=2),
+        Sample(dim=8, max_length=17, filters=6, attention="input", width=2),
         Sample(dim=8, filters=6, attention="pooling", normalise=True),
     ],
 )
@@ -251,8 +251,8 @@ class ABCNNLayer(PairLayer):
                 )
         found = matched(first, second)
         return (
-            _with_channel(first, found @ self.tables[0, :, : found.shape[2]].mT),
-            _with_channel(second, found.mT @ self.tables[-1, :, : found.shape[1]].mT),
+            _with_channel(first, found @ _columns(self.tables[0], found.shape[2])),
+            _with_channel(second, found.mT @ _columns(self.tables[-1], found.shape[1])),
         )
 
     def extra_repr(self) -> str:
@@ -275,6 +275,11 @@ def to_front(x: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None) -> Col
 def _back(x: Tensor, mask: Tensor | None) -> Tensor:
     """Columns of real words where the words came from."""
     return x if mask is None else put_back(mask, x[:, None])[:, 0]
+
+
+def _columns(table: Tensor, count: int) -> Tensor:
+    """The first columns as rows; copied, as a graph through a view would hold for fewer than all of them only."""
+    return table.index_select(1, torch.arange(count, device=table.device)).mT
 
 
 def _with_channel(sentence: Columns, channel: Tensor) -> Columns:

@@ -7,13 +7,12 @@ from html import escape
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from regard.bench.settings import format_length
 from regard.factory import card, create
 from regard.map_layers import fixed_pattern
 from regard.patterns import Pattern
-from regard.race.page.pictures import density
+from regard.race.page.pictures import density, shaded
 from regard.registry import UnsupportedError
 
 LENGTH, SIDE, HEADS = 1024, 32, 4
@@ -53,7 +52,7 @@ def _figure(name: str, causal: bool) -> str:
         words += "" if len(panels) == 1 else "; a picture for each different head"
     told = f"<code>{escape(_short(pattern))}</code>, density {pattern.density(LENGTH, heads=pattern.heads):.2g}"
     caption = f"{kind}: {words}".removeprefix(": ")
-    drawn = "".join(_cells(panel) for panel in panels)
+    drawn = "".join(shaded(panel) for panel in panels)
     kinds = "pattern" if len(panels) == 1 else "pattern heads"
     return f'<figure class="{kinds}"><div>{drawn}</div><figcaption>{caption.capitalize()}. {told}</figcaption></figure>'
 
@@ -61,21 +60,6 @@ def _figure(name: str, causal: bool) -> str:
 def _short(pattern: Pattern) -> str:
     words = repr(pattern)
     return words if len(words) <= 120 else f"{words[:117]}..."
-
-
-def _cells(shares: Tensor) -> str:
-    """Cells of five shades; equal neighbours of a row are one rectangle."""
-    rows, columns = shares.shape
-    runs: dict[int, list[str]] = {}
-    for number, row in enumerate((shares * 4).ceil().int().tolist()):
-        start = 0
-        for column in range(1, columns + 1):
-            if column == columns or row[column] != row[start]:
-                if row[start]:
-                    runs.setdefault(row[start], []).append(f"M{start} {number}h{column - start}v1h{start - column}z")
-                start = column
-    paths = "".join(f'<path opacity="{shade / 4:g}" d="{"".join(parts)}"/>' for shade, parts in sorted(runs.items()))
-    return f'<svg viewBox="0 0 {columns} {rows}" shape-rendering="crispEdges" aria-hidden="true">{paths}</svg>'
 
 
 @dataclass(frozen=True)

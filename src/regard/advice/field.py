@@ -3,9 +3,9 @@
 from typing import Any
 
 from regard.advice.question import Question
+from regard.bench.entrants import able
 from regard.factory import names
-from regard.race.entrants import YARDSTICK, Entrant, Field, known, obstacle, parse
-from regard.tasks.documents import InputError
+from regard.race.entrants import YARDSTICK, Entrant, Field, obstacle, parse
 
 
 def choose(question: Question) -> Field:
@@ -14,21 +14,9 @@ def choose(question: Question) -> Field:
     Raises:
         InputError: an unknown name, a variant that cannot do what is asked, or sizes that plain softmax cannot have.
     """
-    plain = Entrant(YARDSTICK)
-    if reason := _hindrance(plain, question):
-        raise InputError(f"plain softmax ({YARDSTICK}) cannot be measured: {reason}")
-    able, absent = {plain.label: plain}, dict[str, str]()
     data = ("map", "sequence") if question.space == "map" else ("sequence",)
     wanted = parse(question.mechanisms) or [Entrant(name) for kind in data for name in names(data=kind)]
-    for entrant in map(known, wanted):
-        reason = _hindrance(entrant, question)
-        if reason and entrant.options:
-            raise InputError(f"{entrant.label} cannot be measured: {reason}")
-        if reason:
-            absent[entrant.label] = reason
-        else:
-            able[entrant.label] = entrant
-    return Field(tuple(able.values()), tuple(absent.items()))
+    return able(wanted, lambda entrant: _hindrance(entrant, question), f"plain softmax ({YARDSTICK})")
 
 
 def arguments(entrant: Entrant, question: Question) -> dict[str, Any]:

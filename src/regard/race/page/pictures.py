@@ -38,11 +38,11 @@ def picture(entrant: Entrant, settings: Settings) -> str:
     if pattern is None:
         return f'<p class="formula">{escape(entrant.card.formula or "no fixed pattern")}</p>'
     maps = density(pattern, settings.positions, settings.num_heads)
-    return "".join(_svg(one) for one in maps)
+    return "".join(shaded(one) for one in maps)
 
 
-def _svg(cells: Tensor) -> str:
-    """Runs of equal cells, five shades."""
+def shaded(cells: Tensor) -> str:
+    """Inline SVG of shares, (R, C): cells of five shades; equal neighbours of a row are one rectangle."""
     rows, columns = cells.shape
     runs: dict[int, list[str]] = {}
     for number, row in enumerate((cells * 4).ceil().int().tolist()):
